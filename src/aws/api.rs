@@ -1,0 +1,77 @@
+//! What autossm needs of the Session Manager API.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::BoxFuture;
+use secrecy::SecretString;
+
+use crate::tunnel::failure::Failure;
+
+/// The four calls that keep a tunnel up, and what a signature needs. One value stands for one identity: a region,
+/// credentials and an endpoint.
+///
+/// Every call ends within 20 s, and is made once: retrying is the tunnel's business.
+pub trait Api: Send + Sync {
+    /// Starts a session. Waits for its place in the process-wide limit on StartSession first.
+    fn start_session<'a>(
+        &'a self,
+        request: &'a StartRequest,
+    ) -> BoxFuture<'a, Result<StartedSession, Failure>>;
+
+    /// Asks for a new token and stream URL for a session whose data channel was closed.
+    fn resume_session<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Resumption, Failure>>;
+
+    /// Ends a session. A session that has ended already is a success.
+    fn terminate_session<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
+
+    /// The managed nodes that carry a tag and are online, by id.
+    fn online_targets<'a>(
+        &'a self,
+        tag: &'a str,
+        value: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<String>, Failure>>;
+
+    /// Credentials for a signature made now, refreshed if they are about to expire.
+    fn credentials(&self) -> BoxFuture<'_, Result<aws_credential_types::Credentials, Failure>>;
+
+    /// The region that the calls go to.
+    fn region(&self) -> &str;
+}
+
+/// What a session is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartRequest {
+    /// `i-…`, `mi-…` or `ecs:…`.
+    pub target: String,
+    /// The session document, for example `AWS-StartPortForwardingSessionToRemoteHost`.
+    pub document: String,
+    /// The document's parameters.
+    pub parameters: BTreeMap<String, Vec<String>>,
+    /// Shown in the account's session history; at most 256 characters.
+    pub reason: String,
+}
+
+/// A session as StartSession returned it.
+#[derive(Clone, Debug)]
+pub struct StartedSession {
+    /// The session's id, as shown in the console and in CloudTrail.
+    pub session_id: String,
+    /// Opens the data channel once.
+    pub token: SecretString,
+    /// Where the data channel is opened: `wss://ssmmessages.REGION.amazonaws.com/v1/data-channel/…`.
+    pub stream_url: String,
+}
+
+/// What ResumeSession answered.
+#[derive(Clone, Debug)]
+pub enum Resumption {
+    /// The session lives; its data channel can be opened again with these.
+    Resumed {
+        /// Opens the data channel once.
+        token: SecretString,
+        /// The address to use from now on: the `cell-number` in an older one expires.
+        stream_url: String,
+    },
+    /// No token: the session is gone for good.
+    Gone,
+}

@@ -1,0 +1,1 @@
+//! A task per tunnel: events in, actions out.

@@ -1,0 +1,183 @@
+//! PURE. What the proxy has handed to one plugin and the plugin has not yet framed.
+//!
+//! The plugin changes a stream-data payload that is exactly one line feed into a carriage return. On the wire that
+//! looks like a true carriage return, so only someone who knows what the client sent can undo it. The proxy writes
+//! down here, one bit for each byte, where the line feeds are among the bytes that it gives to the plugin; the gateway
+//! reads it while it follows the mux frames, and forgets what has passed. Memory is bounded by what the plugin holds:
+//! an eighth of it.
+//!
+//! Connections and mux streams are matched by their order: the proxy connects to a plugin one connection at a time,
+//! the plugin accepts them in that order and numbers their streams 3, 5, 7 …
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The first client stream's number; each further one is 2 higher (smux v1).
+const FIRST_STREAM: u32 = 3;
+
+/// One session's account of bytes handed to the plugin. The proxy writes, the gateway reads.
+#[derive(Debug)]
+pub struct Ledger(Mutex<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    next_stream: u32,
+    streams: HashMap<u32, Held>,
+}
+
+/// The bytes of one stream that the plugin still holds: one bit each, set for a line feed.
+#[derive(Debug, Default)]
+struct Held {
+    /// Bits of `words[0]` that have passed already.
+    passed: usize,
+    /// Bytes held.
+    len: usize,
+    words: VecDeque<u64>,
+}
+
+impl Ledger {
+    /// An empty account, for a new session.
+    pub fn new() -> Self {
+        Self(Mutex::new(Inner { next_stream: FIRST_STREAM, streams: HashMap::new() }))
+    }
+
+    /// The proxy is about to connect to the plugin: the number that the plugin will give to the stream. Call it in the
+    /// order in which connections are made, one at a time.
+    pub fn open(&self) -> u32 {
+        let mut inner = self.lock();
+        let stream = inner.next_stream;
+        inner.next_stream = stream.wrapping_add(2);
+        inner.streams.insert(stream, Held::default());
+        stream
+    }
+
+    /// The connection announced last could not be made: the plugin never saw it.
+    pub fn undo_open(&self, stream: u32) {
+        let mut inner = self.lock();
+        if inner.next_stream == stream.wrapping_add(2) {
+            inner.next_stream = stream;
+        }
+        inner.streams.remove(&stream);
+    }
+
+    /// The proxy is about to write `bytes`. Call it before the write, so that the gateway never sees a byte first.
+    pub fn write(&self, stream: u32, bytes: &[u8]) {
+        if let Some(held) = self.lock().streams.get_mut(&stream) {
+            held.push(bytes);
+        }
+    }
+
+    /// Whether the proxy has announced this stream. One that it has not comes from somebody else's connection.
+    pub fn knows(&self, stream: u32) -> bool {
+        stream >= FIRST_STREAM && stream % 2 == 1 && stream < self.lock().next_stream
+    }
+
+    /// The gateway saw `bytes` more bytes of this stream leave the plugin. Returns whether the last of them was handed
+    /// over as a line feed.
+    pub fn pass(&self, stream: u32, bytes: usize) -> bool {
+        self.lock().streams.get_mut(&stream).is_some_and(|held| held.pass(bytes))
+    }
+
+    /// The stream has ended on either side: nothing more of it is expected.
+    pub fn close(&self, stream: u32) {
+        self.lock().streams.remove(&stream);
+    }
+
+    /// Bytes handed to the plugin and not yet seen to leave it.
+    pub fn outstanding(&self) -> usize {
+        self.lock().streams.values().map(|held| held.len).sum()
+    }
+
+    /// A poisoned lock is taken all the same: every method leaves the account whole.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Held {
+    fn push(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            let bit = self.passed + self.len;
+            if bit / 64 == self.words.len() {
+                self.words.push_back(0);
+            }
+            if *byte == b'\n'
+                && let Some(word) = self.words.get_mut(bit / 64)
+            {
+                *word |= 1 << (bit % 64);
+            }
+            self.len += 1;
+        }
+    }
+
+    fn pass(&mut self, bytes: usize) -> bool {
+        let bytes = bytes.min(self.len);
+        if bytes == 0 {
+            return false;
+        }
+        let last = self.passed + bytes - 1;
+        let line_feed = self.words.get(last / 64).is_some_and(|word| word >> (last % 64) & 1 == 1);
+        self.len -= bytes;
+        self.passed += bytes;
+        self.words.drain(..(self.passed / 64).min(self.words.len()));
+        self.passed %= 64;
+        line_feed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Whatever is written and passed, in whatever pieces, the answer is about the right byte.
+        #[test]
+        fn remembers_exactly_the_line_feeds(
+            writes in proptest::collection::vec(proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b'\r'), any::<u8>()], 0..200), 1..20),
+            passes in proptest::collection::vec(1usize..150, 1..60),
+        ) {
+            let ledger = Ledger::new();
+            let stream = ledger.open();
+            let (mut model, mut seen) = (Vec::new(), 0);
+            let mut passes = passes.into_iter();
+            for write in writes {
+                ledger.write(stream, &write);
+                model.extend_from_slice(&write);
+                if let Some(n) = passes.next() {
+                    let n = n.min(model.len() - seen);
+                    if n > 0 {
+                        seen += n;
+                        prop_assert_eq!(ledger.pass(stream, n), model[seen - 1] == b'\n');
+                    }
+                }
+                prop_assert_eq!(ledger.outstanding(), model.len() - seen);
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_streams_like_the_plugin() {
+        let ledger = Ledger::new();
+        assert_eq!((ledger.open(), ledger.open()), (3, 5));
+        ledger.undo_open(5);
+        assert!(ledger.knows(3) && !ledger.knows(5) && !ledger.knows(1) && !ledger.knows(4));
+        assert_eq!(ledger.open(), 5);
+    }
+
+    #[test]
+    fn a_closed_stream_is_no_longer_outstanding() {
+        let ledger = Ledger::new();
+        let stream = ledger.open();
+        ledger.write(stream, b"never sent");
+        ledger.close(stream);
+        assert_eq!(ledger.outstanding(), 0);
+        assert!(!ledger.pass(stream, 1));
+    }
+}

@@ -1,0 +1,22 @@
+//! autossm keeps AWS SSM Session Manager port-forwarding tunnels up for months.
+//!
+//! `ARCHITECTURE.md` explains the whole; the short form is one picture:
+//!
+//! ```text
+//! client ──► proxy ──► session-manager-plugin ──► gateway ──► AWS Session Manager ──► agent ──► destination
+//!              ▲            │ stdout                │
+//!              └─ tunnel (pure state machine) ◄─────┘ events
+//! ```
+//!
+//! Imports point down only: `cli` → `driver` → (`aws`, `plugin`, `gateway`, `proxy`) → `tunnel`, `config`.
+
+pub mod aws;
+pub mod cli;
+pub mod config;
+pub mod driver;
+pub mod gateway;
+pub mod plugin;
+pub mod proxy;
+pub mod systemd;
+pub mod telemetry;
+pub mod tunnel;

@@ -1,0 +1,3 @@
+//! The `autossm` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What systemd gives and wants: readiness, the watchdog, the fd store.

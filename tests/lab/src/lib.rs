@@ -1,0 +1,1 @@
+//! A simulated Session Manager on loopback: the service, an agent, and faults on command.
