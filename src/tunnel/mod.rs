@@ -1,8 +1,207 @@
 //! The core: pure, and the only place that decides.
+//!
+//! A [`Tunnel`] knows no socket, no clock and no AWS. It is told what happened ([`Event`]) and when, and says what to
+//! do ([`Action`]); the driver performs that and tells what came of it. Every event about a session carries the
+//! session's [`Generation`]; one about a session that is over changes nothing.
+//!
+//! A tunnel has a number of *slots*, each of which wants one session that serves it:
+//!
+//! | the slot's session | and its successor | what the slot does |
+//! |---|---|---|
+//! | none | none | begins a successor at once, or when its [clock](backoff) says so |
+//! | Ready | none | serves |
+//! | Ready, data channel down | none | waits for the gateway to resume it; after `failover_after` begins a successor |
+//! | Ready, to be replaced (rotation, changed settings, destination to be resolved anew) | none | begins a successor |
+//! | Ready | Starting, Opening | goes on serving; if it had only been interrupted and is back, the successor is given up |
+//! | Ready | Ready | the successor serves, the other one is Retired |
+//! | none | none, but a Retired one that was only interrupted is up again | that one serves again |
+//!
+//! A Retired session lives until its last connection is closed: one that was replaced on purpose for `drain` at the
+//! most, one that was interrupted as long as it is up, and `resume_for` while it is down.
+//!
+//! [`session`] has the states of one session.
 
+mod backoff;
 pub mod failure;
+mod machine;
+mod session;
+pub mod status;
+#[cfg(test)]
+mod walk;
+
+use std::time::Duration;
+
+pub use machine::Tunnel;
+
+use failure::Failure;
+
+/// Time since the tunnel began. The core never reads a clock.
+pub type Time = Duration;
 
 /// Numbers the sessions of one tunnel in the order in which they were begun. Every asynchronous result carries
 /// the generation it belongs to, so that a late one can be told from a current one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
+
+/// What the core needs of a tunnel's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Settings {
+    /// Slots, at least 1.
+    pub sessions: usize,
+    /// Targets to be tried in turn, at least 1.
+    pub targets: usize,
+    /// Data channel down for this long: a replacement is begun.
+    pub failover_after: Duration,
+    /// Data channel down for this long: the session is given up.
+    pub resume_for: Duration,
+    /// How long connections of a session that was replaced on purpose may go on.
+    pub drain: Duration,
+    /// How long connections may go on when the tunnel stops.
+    pub stop_grace: Duration,
+    /// The age at which a session is replaced.
+    pub rotate: Option<Duration>,
+}
+
+/// Why a session that works is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// It has reached the age `rotate`.
+    Age,
+    /// The configuration has changed.
+    Configuration,
+    /// The destination's name has to be resolved anew: the agent does that once in a session's life.
+    Destination,
+    /// Connections can no longer be matched to mux streams.
+    ForeignConnection,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Something about one session.
+    Session(Generation, SessionEvent),
+    /// The configuration has changed; `renew`: in something that only a new session can take on.
+    Configure {
+        /// From now on.
+        settings: Settings,
+        /// Replace the sessions.
+        renew: bool,
+    },
+    /// Stop: open connections have `stop_grace`.
+    Stop,
+    /// Stop at once; what cannot be terminated is left to the record.
+    StopNow,
+    /// The deadline has come.
+    Tick,
+}
+
+/// What happened to one session.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SessionEvent {
+    /// StartSession answered, and the session is recorded.
+    Started,
+    /// StartSession failed, or could not be called.
+    StartFailed(Failure),
+    /// The plugin could not be launched. Like [`Self::PluginExited`] it ends what [`Action::Launch`] began.
+    LaunchFailed(Failure),
+    /// The plugin's port is open.
+    Opened,
+    /// The agent has named the kind of session.
+    Kind(String),
+    /// The plugin is gone. Exactly one of these, or of [`Self::LaunchFailed`], follows each [`Action::Launch`].
+    PluginExited {
+        /// Its last words.
+        words: String,
+    },
+    /// The plugin does nothing any more.
+    PluginHung {
+        /// What was seen.
+        reason: String,
+    },
+    /// The data channel is down; the gateway resumes it.
+    ChannelClosed {
+        /// Close code and reason, or the error.
+        reason: String,
+    },
+    /// The data channel is up again.
+    ChannelResumed {
+        /// How many attempts it took.
+        attempts: u32,
+    },
+    /// The service has ended the session.
+    Ended {
+        /// In its own words.
+        reason: String,
+    },
+    /// The agent could not reach the destination for a new connection.
+    DestinationFailed,
+    /// Somebody else has connected to the plugin's port.
+    ForeignConnection,
+    /// So many connections are open on it now.
+    Connections(usize),
+    /// TerminateSession answered.
+    Terminated(Result<(), Failure>),
+}
+
+/// What is to be done. Actions are performed in their order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Call StartSession with the target of this number (counted from 0, in order of preference).
+    Start(Generation, usize),
+    /// Open a gateway for the session and launch the plugin.
+    Launch(Generation),
+    /// These sessions take new connections from now on; with none of them clients are held.
+    Route(Vec<Generation>),
+    /// Cut the session's open connections.
+    Cut(Generation),
+    /// Stop the plugin: politely, then not.
+    StopPlugin(Generation),
+    /// Kill the plugin.
+    KillPlugin(Generation),
+    /// Call TerminateSession.
+    Terminate(Generation),
+    /// The session is over, here and at the service: drop what belongs to it, its record too.
+    Forget(Generation),
+    /// The session could not be terminated: drop what belongs to it but leave its record to the next process.
+    LeaveRecorded(Generation),
+    /// Tell the operator.
+    Report(Report),
+    /// Nothing is left; this is the last action.
+    Stopped,
+}
+
+/// What an operator would want to know of what was decided.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Report {
+    /// A session serves: how long StartSession, plugin and handshake took.
+    Ready(Generation, Duration),
+    /// The data channel went down.
+    Interrupted(Generation, String),
+    /// The data channel is back: how long it was down, and how many attempts it took.
+    Resumed(Generation, Duration, u32),
+    /// Down for `failover_after`: a replacement is begun.
+    FailingOver(Generation, Duration),
+    /// A session that works is to be replaced.
+    Replacing(Generation, Reason),
+    /// A session takes no new connections; so many are open.
+    Retired(Generation, usize),
+    /// A replaced session serves again.
+    ServesAgain(Generation),
+    /// A session is over.
+    Ended {
+        /// Which.
+        generation: Generation,
+        /// Why.
+        reason: String,
+        /// Since it was begun.
+        age: Duration,
+        /// Connections that were cut with it.
+        cut: usize,
+        /// Whether that was meant to happen.
+        expected: bool,
+    },
+    /// A session could not be had; the next attempt is made after this time.
+    Failed(Generation, Failure, Duration),
+    /// A session could not be terminated and is left to the record.
+    NotTerminated(Generation, String),
+}

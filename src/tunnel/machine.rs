@@ -1,0 +1,610 @@
+//! The state machine of one tunnel.
+
+use std::time::Duration;
+
+use super::backoff::Backoff;
+use super::failure::{Class, Failure};
+use super::session::{AtService, Phase, Session};
+use super::{Action, Event, Generation, Reason, Report, SessionEvent, Settings, Time};
+
+/// From launching the plugin to its open port. The handshake takes a second or two; an agent that has none to give is
+/// never heard of.
+pub(super) const OPENING: Duration = Duration::from_secs(20);
+/// A session that served this long has proven that the way is good: the next failure is a first one.
+pub(super) const PROVEN: Duration = Duration::from_secs(60);
+/// A session lost sooner than this after it began to serve counts as one that could not be had; otherwise a plugin that
+/// dies on its first connection would be started in a tight loop.
+pub(super) const BARELY: Duration = Duration::from_secs(1);
+/// Stopping the plugin and terminating the session, after the connections' grace. The plugin is stopped politely
+/// within 5 s.
+pub(super) const ENDING: Duration = Duration::from_secs(7);
+/// Stopping takes no longer than this, whatever hangs.
+pub(super) const STOPPING: Duration = Duration::from_secs(14);
+/// TerminateSession is tried this often before the session is left to the record.
+pub(super) const TERMINATE_ATTEMPTS: u32 = 4;
+/// Replaced sessions kept for their open connections without a time limit. Each costs a plugin of 20 MB; one more, and
+/// the oldest gets `drain`.
+pub(super) const SURPLUS: usize = 3;
+/// So many failed connections to the destination within a minute …
+const REFUSED: u32 = 3;
+/// … have the destination's name resolved anew by a new session, but only this often: a destination that is simply
+/// down gains nothing from it.
+const RESOLVE_EVERY: Duration = Duration::from_secs(300);
+
+/// One tunnel's decisions. See the [module](super) for the rules.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Tunnel {
+    pub(super) settings: Settings,
+    pub(super) slots: Vec<Slot>,
+    pub(super) sessions: Vec<Session>,
+    pub(super) stopping: Option<Stopping>,
+    next_generation: u64,
+    /// The sessions last published with [`Action::Route`].
+    pub(super) routes: Vec<Generation>,
+    resolved_anew: Option<Time>,
+    /// The latest time heard of.
+    pub(super) now: Time,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Slot {
+    /// Has been Ready and takes this slot's connections, unless it is interrupted.
+    pub serving: Option<Generation>,
+    pub next: Next,
+    pub backoff: Backoff,
+    /// The last failure, until a session serves.
+    pub failure: Option<String>,
+    /// Counts the targets tried.
+    target: usize,
+}
+
+/// A slot's successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Next {
+    None,
+    Waiting { until: Time },
+    Building(Generation),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Stopping {
+    pub grace_until: Time,
+    pub deadline: Time,
+    /// [`Action::Stopped`] was given.
+    pub done: bool,
+}
+
+impl Slot {
+    fn new() -> Self {
+        Self { serving: None, next: Next::None, backoff: Backoff::default(), failure: None, target: 0 }
+    }
+}
+
+impl Tunnel {
+    /// A tunnel that has begun nothing yet; the first [`Event::Tick`] sets it going.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            slots: vec![Slot::new(); settings.sessions.max(1)],
+            settings,
+            sessions: Vec::new(),
+            stopping: None,
+            next_generation: 1,
+            routes: Vec::new(),
+            resolved_anew: None,
+            now: Time::ZERO,
+        }
+    }
+
+    /// Takes in what happened at `now` and says what to do. `random`, in 0..1, is used for at most one delay.
+    pub fn handle(&mut self, now: Time, event: Event, random: f64) -> Vec<Action> {
+        self.now = self.now.max(now);
+        let mut actions = Vec::new();
+        match event {
+            Event::Session(generation, event) => {
+                if self.session(generation).is_none() {
+                    return actions;
+                }
+                self.session_event(generation, event, random, &mut actions);
+            }
+            Event::Configure { settings, renew } => self.configure(settings, renew),
+            Event::Stop => self.stop(self.settings.stop_grace),
+            Event::StopNow => {
+                self.stop(Duration::ZERO);
+                if let Some(stopping) = &mut self.stopping {
+                    stopping.grace_until = self.now;
+                    stopping.deadline = self.now;
+                }
+            }
+            Event::Tick => {}
+        }
+        self.settle(random, &mut actions);
+        actions
+    }
+
+    /// When [`Event::Tick`] is due, if nothing else happens before.
+    pub fn next_deadline(&self) -> Option<Time> {
+        let sessions = self.sessions.iter().flat_map(|session| {
+            let resume_for = session.down_since.map(|since| since + self.settings.resume_for);
+            let serving = session.phase == Phase::Ready;
+            let failover =
+                session.down_since.filter(|_| serving).map(|since| since + self.settings.failover_after);
+            let ready_at = session.ready_at.filter(|_| serving);
+            let proven = ready_at.map(|at| at + PROVEN);
+            let rotate = ready_at.and(self.settings.rotate).map(|age| session.began + age);
+            let phase = match session.phase {
+                Phase::Opening { deadline } => Some(deadline),
+                Phase::Retired { until } => until,
+                _ => None,
+            };
+            let terminate = match session.at_service {
+                AtService::TerminateAt { at, .. } => Some(at),
+                _ => None,
+            };
+            [resume_for, failover, proven, rotate, phase, terminate]
+        });
+        let slots = self.slots.iter().map(|slot| match slot.next {
+            Next::Waiting { until } => Some(until),
+            _ => None,
+        });
+        let stopping = self.stopping.map(|stopping| [stopping.grace_until, stopping.deadline]);
+        let stopping = stopping.into_iter().flatten().map(Some);
+        sessions.chain(slots).chain(stopping).flatten().filter(|at| *at > self.now).min()
+    }
+
+    pub(super) fn session(&self, generation: Generation) -> Option<&Session> {
+        self.sessions.iter().find(|session| session.generation == generation)
+    }
+
+    fn session_mut(&mut self, generation: Generation) -> Option<&mut Session> {
+        self.sessions.iter_mut().find(|session| session.generation == generation)
+    }
+
+    fn session_event(
+        &mut self,
+        generation: Generation,
+        event: SessionEvent,
+        random: f64,
+        actions: &mut Vec<Action>,
+    ) {
+        let now = self.now;
+        let Some(session) = self.session_mut(generation) else { return };
+        match event {
+            SessionEvent::Started => {
+                if session.at_service == AtService::Unknown {
+                    session.at_service = AtService::Live;
+                    if session.phase == Phase::Starting {
+                        session.phase = Phase::Opening { deadline: now + OPENING };
+                        session.plugin = true;
+                        actions.push(Action::Launch(generation));
+                    } else {
+                        // It was given up while StartSession was under way.
+                        terminate(session, actions);
+                    }
+                }
+            }
+            SessionEvent::StartFailed(failure) => {
+                if session.at_service == AtService::Unknown {
+                    session.at_service = AtService::Over;
+                    self.fail(generation, failure, random, actions);
+                }
+            }
+            SessionEvent::LaunchFailed(failure) => {
+                session.plugin = false;
+                self.fail(generation, failure, random, actions);
+            }
+            SessionEvent::PluginExited { words } => {
+                session.plugin = false;
+                self.lose(generation, &format!("the plugin exited: {words}"), random, actions);
+            }
+            SessionEvent::PluginHung { reason } => {
+                if session.plugin && session.phase != Phase::Ending {
+                    actions.push(Action::KillPlugin(generation));
+                    self.lose(generation, &format!("the plugin hangs: {reason}"), random, actions);
+                }
+            }
+            SessionEvent::Kind(kind) => {
+                if kind != "Port" {
+                    let text = format!(
+                        "the document starts a session of the kind {kind}, not Port: use a document for port forwarding"
+                    );
+                    self.fail(generation, Failure::new(Class::NeedsChange, text), random, actions);
+                }
+            }
+            SessionEvent::Opened => {
+                if matches!(session.phase, Phase::Opening { .. }) && session.plugin {
+                    self.ready(generation, actions);
+                }
+            }
+            SessionEvent::ChannelClosed { reason } => {
+                if session.down_since.is_none() && session.phase != Phase::Ending {
+                    session.down_since = Some(now);
+                    actions.push(Action::Report(Report::Interrupted(generation, reason)));
+                }
+            }
+            SessionEvent::ChannelResumed { attempts } => {
+                if let Some(since) = session.down_since.take() {
+                    actions.push(Action::Report(Report::Resumed(generation, now - since, attempts)));
+                }
+            }
+            SessionEvent::Ended { reason } => {
+                if session.at_service == AtService::Live {
+                    session.at_service = AtService::Over;
+                }
+                self.lose(generation, &reason, random, actions);
+            }
+            SessionEvent::DestinationFailed => self.destination_failed(generation),
+            SessionEvent::ForeignConnection => session.expired = Some(Reason::ForeignConnection),
+            SessionEvent::Connections(open) => session.open = open,
+            SessionEvent::Terminated(result) => self.terminated(generation, result, actions),
+        }
+    }
+
+    /// The successor of its slot is up: it serves, and the one before it retires.
+    fn ready(&mut self, generation: Generation, actions: &mut Vec<Action>) {
+        let now = self.now;
+        let Some(session) = self.session_mut(generation) else { return };
+        session.phase = Phase::Ready;
+        session.ready_at = Some(now);
+        let slot = session.slot;
+        actions.push(Action::Report(Report::Ready(generation, now - session.began)));
+        let Some(slot) = self.slots.get_mut(slot) else { return };
+        slot.next = Next::None;
+        slot.failure = None;
+        slot.target = 0;
+        if let Some(before) = slot.serving.replace(generation) {
+            self.retire(before, actions);
+        }
+    }
+
+    /// Takes a serving session out of service, for its open connections' sake.
+    fn retire(&mut self, generation: Generation, actions: &mut Vec<Action>) {
+        let drained = self.now + self.settings.drain;
+        let Some(session) = self.session_mut(generation) else { return };
+        session.phase = Phase::Retired { until: session.expired.map(|_| drained) };
+        actions.push(Action::Report(Report::Retired(generation, session.open)));
+    }
+
+    /// A session is lost. One that had served is replaced at once, any other counts as a failed attempt.
+    fn lose(&mut self, generation: Generation, reason: &str, random: f64, actions: &mut Vec<Action>) {
+        let now = self.now;
+        let Some(session) = self.session(generation) else { return };
+        match session.phase {
+            Phase::Ending => {}
+            Phase::Starting | Phase::Opening { .. } => {
+                self.fail(generation, Failure::new(Class::Network, reason), random, actions);
+            }
+            Phase::Ready if session.ready_at.is_some_and(|at| now < at + BARELY) => {
+                self.fail(generation, Failure::new(Class::Network, reason), random, actions);
+            }
+            Phase::Ready | Phase::Retired { .. } => self.end(generation, reason, false, actions),
+        }
+    }
+
+    /// A session could not be had: it ends, and its slot's clock is set.
+    fn fail(&mut self, generation: Generation, failure: Failure, random: f64, actions: &mut Vec<Action>) {
+        let (now, targets) = (self.now, self.settings.targets.max(1));
+        let Some(session) = self.session(generation).filter(|session| session.phase != Phase::Ending) else {
+            return;
+        };
+        let index = session.slot;
+        if let Some(slot) = self.slots.get_mut(index)
+            && (slot.next == Next::Building(generation) || slot.serving == Some(generation))
+        {
+            slot.target += usize::from(failure.class == Class::TargetNotConnected);
+            // The other targets are tried at once; the clock runs for a whole round of them.
+            let another = failure.class == Class::TargetNotConnected && slot.target % targets != 0;
+            let delay = if another { Duration::ZERO } else { slot.backoff.fail(failure.class, random) };
+            slot.next = Next::Waiting { until: now + delay };
+            slot.failure = Some(failure.text.clone());
+            actions.push(Action::Report(Report::Failed(generation, failure.clone(), delay)));
+        }
+        self.end(generation, &failure.text, false, actions);
+    }
+
+    /// Ends a session here and at the service.
+    fn end(&mut self, generation: Generation, reason: &str, expected: bool, actions: &mut Vec<Action>) {
+        let now = self.now;
+        let Some(session) = self.session_mut(generation) else { return };
+        if session.phase == Phase::Ending {
+            return;
+        }
+        if session.ready_at.is_some() {
+            actions.push(Action::Report(Report::Ended {
+                generation,
+                reason: reason.to_owned(),
+                age: now - session.began,
+                cut: session.open,
+                expected,
+            }));
+        }
+        session.phase = Phase::Ending;
+        actions.push(Action::Cut(generation));
+        // Whoever knows that the plugin will not listen has killed it already.
+        if session.plugin && !actions.contains(&Action::KillPlugin(generation)) {
+            actions.push(Action::StopPlugin(generation));
+        }
+        if session.at_service == AtService::Live {
+            terminate(session, actions);
+        }
+        for slot in &mut self.slots {
+            if slot.serving == Some(generation) {
+                slot.serving = None;
+            }
+            if slot.next == Next::Building(generation) {
+                slot.next = Next::None;
+            }
+        }
+    }
+
+    fn terminated(&mut self, generation: Generation, result: Result<(), Failure>, actions: &mut Vec<Action>) {
+        let now = self.now;
+        let Some(session) = self.session_mut(generation) else { return };
+        let AtService::Terminating { attempts } = session.at_service else { return };
+        match result {
+            Ok(()) => session.at_service = AtService::Over,
+            Err(_) if attempts < TERMINATE_ATTEMPTS => {
+                let at = now + Duration::from_secs(1 << attempts);
+                session.at_service = AtService::TerminateAt { at, attempts };
+            }
+            Err(failure) => {
+                actions.push(Action::Report(Report::NotTerminated(generation, failure.text)));
+                self.leave_recorded(generation, actions);
+            }
+        }
+    }
+
+    /// Gives a session up to its record. Its plugin is killed if it still runs.
+    fn leave_recorded(&mut self, generation: Generation, actions: &mut Vec<Action>) {
+        if self.session(generation).is_some_and(|session| session.plugin) {
+            actions.push(Action::KillPlugin(generation));
+        }
+        actions.push(Action::LeaveRecorded(generation));
+        self.sessions.retain(|session| session.generation != generation);
+    }
+
+    fn destination_failed(&mut self, generation: Generation) {
+        let now = self.now;
+        let recently = self.resolved_anew.is_some_and(|at| now < at + RESOLVE_EVERY);
+        let Some(session) = self.session_mut(generation) else { return };
+        let (count, since) = session.refused;
+        session.refused = if now > since + Duration::from_secs(60) { (1, now) } else { (count + 1, since) };
+        if session.refused.0 >= REFUSED && session.phase == Phase::Ready && !recently {
+            session.expired = Some(Reason::Destination);
+            self.resolved_anew = Some(now);
+        }
+    }
+
+    fn configure(&mut self, settings: Settings, renew: bool) {
+        self.settings = settings;
+        let wanted = self.settings.sessions.max(1);
+        while self.slots.len() < wanted {
+            self.slots.push(Slot::new());
+        }
+        if renew {
+            for session in &mut self.sessions {
+                session.expired = Some(Reason::Configuration);
+            }
+            for slot in &mut self.slots {
+                // What was wrong may have been put right.
+                slot.backoff.reset();
+                slot.target = 0;
+                if matches!(slot.next, Next::Waiting { .. }) {
+                    slot.next = Next::None;
+                }
+            }
+        }
+    }
+
+    fn stop(&mut self, grace: Duration) {
+        let now = self.now;
+        self.stopping.get_or_insert(Stopping {
+            grace_until: now + grace,
+            deadline: now + (grace + ENDING).min(STOPPING),
+            done: false,
+        });
+    }
+
+    /// Draws every conclusion from the state and the time: deadlines, slots, routes, the end.
+    fn settle(&mut self, random: f64, actions: &mut Vec<Action>) {
+        self.limit_surplus();
+        let generations: Vec<_> = self.sessions.iter().map(|session| session.generation).collect();
+        for generation in generations {
+            self.settle_session(generation, random, actions);
+        }
+        if self.stopping.is_none() {
+            for index in 0..self.slots.len() {
+                self.settle_slot(index, actions);
+            }
+            let wanted = self.settings.sessions.max(1);
+            if self.slots.iter().skip(wanted).all(|slot| slot.serving.is_none() && slot.next == Next::None) {
+                self.slots.truncate(wanted);
+            }
+        }
+        self.sessions.retain(|session| {
+            if session.is_over() {
+                actions.push(Action::Forget(session.generation));
+            }
+            !session.is_over()
+        });
+        let routes: Vec<_> = match self.stopping {
+            Some(_) => Vec::new(),
+            None => self.sessions.iter().filter(|s| s.routable()).map(|s| s.generation).collect(),
+        };
+        if routes != self.routes {
+            // Before anything is cut: a connection that is moved must not find its way back.
+            actions.insert(0, Action::Route(routes.clone()));
+            self.routes = routes;
+        }
+        if let Some(stopping) = &mut self.stopping
+            && self.sessions.is_empty()
+            && !stopping.done
+        {
+            stopping.done = true;
+            actions.push(Action::Stopped);
+        }
+    }
+
+    /// Sessions that were replaced while they were interrupted have no time limit; too many of them get one.
+    fn limit_surplus(&mut self) {
+        let drained = self.now + self.settings.drain;
+        let mut surplus: Vec<_> =
+            self.sessions.iter_mut().filter(|s| s.phase == Phase::Retired { until: None }).collect();
+        let over = surplus.len().saturating_sub(SURPLUS);
+        for session in surplus.iter_mut().take(over) {
+            session.phase = Phase::Retired { until: Some(drained) };
+        }
+    }
+
+    fn settle_session(&mut self, generation: Generation, random: f64, actions: &mut Vec<Action>) {
+        let now = self.now;
+        let (resume_for, rotate) = (self.settings.resume_for, self.settings.rotate);
+        let stopping = self.stopping;
+        let Some(session) = self.session_mut(generation) else { return };
+
+        if let AtService::TerminateAt { at, attempts } = session.at_service
+            && at <= now
+        {
+            session.at_service = AtService::Terminating { attempts: attempts + 1 };
+            actions.push(Action::Terminate(generation));
+        }
+        if let Some(stopping) = stopping {
+            let waits = matches!(session.phase, Phase::Ready | Phase::Retired { .. }) && session.open > 0;
+            if !waits || stopping.grace_until <= now {
+                self.end(generation, "stopped", true, actions);
+            }
+            if stopping.deadline <= now {
+                self.give_up(generation, actions);
+            }
+            return;
+        }
+        let down_too_long = session.down_since.is_some_and(|since| since + resume_for <= now);
+        match session.phase {
+            Phase::Opening { deadline } if deadline <= now => {
+                actions.push(Action::KillPlugin(generation));
+                let text = format!("the plugin's port was not open after {} s", OPENING.as_secs());
+                self.fail(generation, Failure::new(Class::Network, text), random, actions);
+            }
+            Phase::Ready | Phase::Retired { .. } if down_too_long => {
+                actions.push(Action::KillPlugin(generation));
+                let text = format!("the data channel could not be resumed for {} s", resume_for.as_secs());
+                self.end(generation, &text, false, actions);
+            }
+            Phase::Ready => {
+                let age = now - session.began;
+                if session.expired.is_none() && rotate.is_some_and(|rotate| rotate <= age) {
+                    session.expired = Some(Reason::Age);
+                }
+            }
+            Phase::Retired { .. } if session.open == 0 => self.end(generation, "replaced", true, actions),
+            Phase::Retired { until: Some(until) } if until <= now => {
+                self.end(generation, "replaced; its connections had their time", true, actions);
+            }
+            _ => {}
+        }
+    }
+
+    /// Stopping has taken too long: what is left is killed here and left to the record there.
+    fn give_up(&mut self, generation: Generation, actions: &mut Vec<Action>) {
+        let Some(session) = self.session(generation) else { return };
+        match session.at_service {
+            AtService::Over if !session.plugin => {}
+            AtService::Over => {
+                actions.push(Action::KillPlugin(generation));
+                actions.push(Action::Forget(generation));
+                self.sessions.retain(|session| session.generation != generation);
+            }
+            _ => {
+                let text = "there was no time to terminate it".to_owned();
+                actions.push(Action::Report(Report::NotTerminated(generation, text)));
+                self.leave_recorded(generation, actions);
+            }
+        }
+    }
+
+    fn settle_slot(&mut self, index: usize, actions: &mut Vec<Action>) {
+        let (now, failover_after) = (self.now, self.settings.failover_after);
+        let wanted = index < self.settings.sessions.max(1);
+        let Some(slot) = self.slots.get(index) else { return };
+
+        if slot.serving.is_none() && wanted {
+            let up_again = |s: &&mut Session| {
+                s.slot == index
+                    && s.phase == (Phase::Retired { until: None })
+                    && s.down_since.is_none()
+                    && s.expired.is_none()
+            };
+            if let Some(session) = self.sessions.iter_mut().rev().find(up_again) {
+                session.phase = Phase::Ready;
+                let generation = session.generation;
+                actions.push(Action::Report(Report::ServesAgain(generation)));
+                if let Some(slot) = self.slots.get_mut(index) {
+                    slot.serving = Some(generation);
+                }
+            }
+        }
+
+        let serving =
+            self.slots.get(index).and_then(|slot| slot.serving).and_then(|g| self.session(g)).cloned();
+        let down =
+            serving.as_ref().and_then(|s| s.down_since).is_some_and(|since| since + failover_after <= now);
+        let expired = serving.as_ref().and_then(|s| s.expired);
+        let proven = serving.as_ref().and_then(|s| s.ready_at).is_some_and(|at| at + PROVEN <= now);
+        let wants_next = wanted && (serving.is_none() || down || expired.is_some());
+
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        if proven {
+            slot.backoff.reset();
+        }
+        match slot.next {
+            Next::Building(generation) => {
+                let outdated =
+                    self.session(generation).is_some_and(|s| s.expired == Some(Reason::Configuration));
+                if !wants_next || outdated {
+                    self.end(generation, "no longer needed", true, actions);
+                }
+            }
+            Next::Waiting { .. } if !wants_next => slot.next = Next::None,
+            _ => {}
+        }
+        if !wanted && let Some(generation) = self.slots.get(index).and_then(|slot| slot.serving) {
+            if let Some(session) = self.session_mut(generation) {
+                session.expired = Some(Reason::Configuration);
+            }
+            if let Some(slot) = self.slots.get_mut(index) {
+                slot.serving = None;
+            }
+            self.retire(generation, actions);
+        }
+        let due = self.slots.get(index).is_some_and(|slot| match slot.next {
+            Next::None => true,
+            Next::Waiting { until } => until <= now,
+            Next::Building(_) => false,
+        });
+        if wants_next && due {
+            if let Some(serving) = &serving {
+                let report = match expired {
+                    Some(reason) => Report::Replacing(serving.generation, reason),
+                    None => Report::FailingOver(serving.generation, failover_after),
+                };
+                actions.push(Action::Report(report));
+            }
+            self.begin(index, actions);
+        }
+    }
+
+    fn begin(&mut self, index: usize, actions: &mut Vec<Action>) {
+        let generation = Generation(self.next_generation);
+        let targets = self.settings.targets.max(1);
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        self.next_generation += 1;
+        slot.next = Next::Building(generation);
+        actions.push(Action::Start(generation, slot.target % targets));
+        self.sessions.push(Session::new(generation, index, self.now));
+    }
+}
+
+/// Asks the service to end a session that is known to live.
+fn terminate(session: &mut Session, actions: &mut Vec<Action>) {
+    session.at_service = AtService::Terminating { attempts: 1 };
+    actions.push(Action::Terminate(session.generation));
+}

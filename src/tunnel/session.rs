@@ -1,0 +1,92 @@
+//! One session of a tunnel, from StartSession to its end.
+
+use super::{Generation, Reason, Time};
+
+/// Where a session stands. `Ended` is terminal and is not stored: the session is forgotten.
+///
+/// ```text
+///            Started            Opened           replaced
+/// Starting ──────────► Opening ────────► Ready ───────────► Retired
+///    │                    │                │ ▲                 │ │
+///    │                    │                └─┴── serves again ─┘ │ empty, drained,
+///    └────────────────────┴───── failed, lost, stopped ──────────┴──► Ending ──► (Ended)
+/// ```
+///
+/// "Interrupted" is not a phase: in any of them the data channel can be down while the gateway resumes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Phase {
+    /// StartSession is under way.
+    Starting,
+    /// The plugin runs; its port is not open yet. Given up at `deadline`.
+    Opening { deadline: Time },
+    /// Serves its slot.
+    Ready,
+    /// Takes no new connections; its open ones may go on until `until`, or for as long as they like.
+    Retired { until: Option<Time> },
+    /// Connections are cut; the plugin is being stopped and the session terminated.
+    Ending,
+}
+
+/// What the service knows of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum AtService {
+    /// StartSession has not answered: there may be a session or not.
+    Unknown,
+    /// It exists, and the driver has recorded it.
+    Live,
+    /// TerminateSession is under way.
+    Terminating { attempts: u32 },
+    /// TerminateSession failed and is tried again then.
+    TerminateAt { at: Time, attempts: u32 },
+    /// It has ended, was never begun, or is left to the record.
+    Over,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Session {
+    pub generation: Generation,
+    /// The slot that it was begun for.
+    pub slot: usize,
+    pub phase: Phase,
+    pub began: Time,
+    pub ready_at: Option<Time>,
+    /// Since when its data channel has been down.
+    pub down_since: Option<Time>,
+    /// A plugin was launched and has not exited.
+    pub plugin: bool,
+    pub at_service: AtService,
+    /// Connections open on it.
+    pub open: usize,
+    /// It has to be replaced although it works.
+    pub expired: Option<Reason>,
+    /// Connections that the agent could not make to the destination, in a row within a minute.
+    pub refused: (u32, Time),
+}
+
+impl Session {
+    pub(super) fn new(generation: Generation, slot: usize, now: Time) -> Self {
+        Self {
+            generation,
+            slot,
+            phase: Phase::Starting,
+            began: now,
+            ready_at: None,
+            down_since: None,
+            plugin: false,
+            at_service: AtService::Unknown,
+            open: 0,
+            expired: None,
+            refused: (0, now),
+        }
+    }
+
+    /// Whether it takes new connections.
+    pub(super) fn routable(&self) -> bool {
+        self.phase == Phase::Ready && self.down_since.is_none()
+    }
+
+    /// Whether nothing of it is left, here or at the service.
+    pub(super) fn is_over(&self) -> bool {
+        self.phase == Phase::Ending && !self.plugin && self.at_service == AtService::Over
+    }
+}

@@ -1,0 +1,88 @@
+//! The core's only outward view: a snapshot, derived from the state whenever it is asked for.
+
+use super::machine::{Next, Tunnel};
+use super::session::Phase;
+use super::{Generation, Time};
+
+/// A tunnel at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The tunnel as its clients meet it.
+    pub state: State,
+    /// Every session that is not yet over, oldest first.
+    pub sessions: Vec<SessionStatus>,
+    /// When the next attempt to start a session is made, while one is waited for.
+    pub next_attempt: Option<Time>,
+    /// The last failure, until a session serves.
+    pub failure: Option<String>,
+}
+
+/// What clients meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// New connections go through.
+    Up,
+    /// Clients are held; a session exists and its data channel is being resumed.
+    Interrupted,
+    /// Clients are held; a session is being started.
+    Starting,
+    /// Clients are held; the next attempt is waited for.
+    Waiting,
+    /// No new clients; open connections have their time.
+    Stopping,
+    /// Nothing is left.
+    Stopped,
+}
+
+/// One session at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionStatus {
+    /// Its number in the tunnel.
+    pub generation: Generation,
+    /// `starting`, `opening`, `ready`, `interrupted`, `retired` or `ending`.
+    pub phase: &'static str,
+    /// When StartSession was called.
+    pub began: Time,
+    /// Connections open on it.
+    pub open: usize,
+}
+
+impl Tunnel {
+    /// What the tunnel is doing.
+    pub fn status(&self) -> Status {
+        let waiting = self.slots.iter().filter_map(|slot| match slot.next {
+            Next::Waiting { until } => Some(until),
+            _ => None,
+        });
+        let next_attempt = waiting.min();
+        let building = self.slots.iter().any(|slot| matches!(slot.next, Next::Building(_)));
+        let interrupted = self.slots.iter().any(|slot| slot.serving.is_some());
+        let state = match self.stopping {
+            Some(stopping) if stopping.done => State::Stopped,
+            Some(_) => State::Stopping,
+            None if !self.routes.is_empty() => State::Up,
+            None if interrupted => State::Interrupted,
+            None if building || next_attempt.is_none() => State::Starting,
+            None => State::Waiting,
+        };
+        let sessions = self.sessions.iter().map(|session| SessionStatus {
+            generation: session.generation,
+            phase: match session.phase {
+                Phase::Starting => "starting",
+                Phase::Opening { .. } => "opening",
+                Phase::Ending => "ending",
+                _ if session.down_since.is_some() => "interrupted",
+                Phase::Ready => "ready",
+                Phase::Retired { .. } => "retired",
+            },
+            began: session.began,
+            open: session.open,
+        });
+        Status {
+            state,
+            sessions: sessions.collect(),
+            next_attempt,
+            failure: self.slots.iter().find_map(|slot| slot.failure.clone()),
+        }
+    }
+}
