@@ -1,1 +1,3 @@
 //! A simulated Session Manager on loopback: the service, an agent, and faults on command.
+
+pub mod wire;
