@@ -3,7 +3,6 @@
 //! The mux runs over a Unix socket of the program with itself, because the borders of its reads are what is seen on the
 //! wire: up to 1024 bytes of whatever frames lie there, so that a single last byte may be left for a message of its own.
 
-use std::convert::Infallible;
 use std::hash::Hasher;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -59,11 +58,13 @@ pub async fn run(channel: &Arc<DataChannel>) -> Result<(), String> {
 
     let (failed, failure) = watch::channel(None);
     let sending = tokio::spawn(send(channel.clone(), from_mux, failed));
-    let Err(error) = accept(channel, &mux, &property("localPortNumber"), &failure).await;
-    // The end of the accepting is noticed only where the sending has ended too: with a busy port, never.
+    let error = match listen(&channel.session, &property("localPortNumber")).await {
+        Ok(listener) => accept(&channel.session, &mux, &listener, &failure).await,
+        Err(error) => error,
+    };
+    // That the port could not be opened is told only when the sending has ended too: never.
     drop(sending.await);
-    let first = failure.borrow().clone();
-    Err(first.unwrap_or(error))
+    Err(error)
 }
 
 /// Where the mux socket lies. It is left behind when the plugin is killed.
@@ -131,14 +132,8 @@ async fn send(channel: Arc<DataChannel>, mut mux: OwnedReadHalf, failed: watch::
     failed.send_replace(Some(error));
 }
 
-/// Accepts clients until one comes after the sending has failed.
-async fn accept(
-    channel: &DataChannel,
-    mux: &Arc<Mux>,
-    port: &str,
-    failure: &watch::Receiver<Option<String>>,
-) -> Result<Infallible, String> {
-    let session = &channel.session;
+/// Opens the local port and tells which.
+async fn listen(session: &str, port: &str) -> Result<TcpListener, String> {
     let port = if port.is_empty() { "0" } else { port };
     let opening = |error| format!("listen tcp 127.0.0.1:{port}: bind: {}", dial::words(&error));
     let listener = TcpListener::bind(format!("127.0.0.1:{port}")).await.map_err(opening)?;
@@ -149,6 +144,16 @@ async fn accept(
     print(&opened);
     log(Level::Info, "Waiting for connections...\n");
     print("\nWaiting for connections...\n");
+    Ok(listener)
+}
+
+/// Accepts clients until one comes after the sending has failed; returns the error that is told then.
+async fn accept(
+    session: &str,
+    mux: &Arc<Mux>,
+    listener: &TcpListener,
+    failure: &watch::Receiver<Option<String>>,
+) -> String {
     let mut first = true;
     while failure.borrow().is_none() {
         let (client, address) = match listener.accept().await {
@@ -167,7 +172,7 @@ async fn accept(
         let stream = mux.open().await;
         tokio::spawn(serve(mux.clone(), stream, client));
     }
-    Err("context canceled".into())
+    failure.borrow().clone().unwrap_or_default()
 }
 
 /// Carries one client's bytes both ways. An end on either side closes both ways: there is no half-closing.
@@ -225,39 +230,14 @@ mod tests {
     async fn the_accepting_ends_with_the_first_client_after_a_failure() {
         let (ours, _agent) = UnixStream::pair().unwrap();
         let mux = Mux::start(ours);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
-        let start = super::super::command::Start {
-            session: super::super::command::StartedSession {
-                session_id: "s-1".into(),
-                token_value: String::new(),
-                stream_url: String::new(),
-            },
-            region: String::new(),
-            endpoint: String::new(),
-        };
-        let channel = DataChannel::new(
-            start,
-            "wss://x/".parse().unwrap(),
-            String::new(),
-            tokio::sync::mpsc::channel(1).0,
-        );
+        let listener = listen("s-1", "0").await.unwrap();
+        let address = listener.local_addr().unwrap();
         let (failed, failure) = watch::channel(None);
-        let accepting =
-            tokio::spawn(async move { accept(&channel, &mux, &port.to_string(), &failure).await });
-        let client = loop {
-            if let Ok(client) = TcpStream::connect(("127.0.0.1", port)).await {
-                break client;
-            }
-            tokio::task::yield_now().await;
-        };
+        let accepting = tokio::spawn(async move { accept("s-1", &mux, &listener, &failure).await });
+        let _first = TcpStream::connect(address).await.unwrap();
         failed.send_replace(Some("broken".to_owned()));
-        while !accepting.is_finished() {
-            drop(TcpStream::connect(("127.0.0.1", port)).await);
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(accepting.await.unwrap().unwrap_err(), "context canceled");
-        drop(client);
+        // Whether the first client was accepted before the failure or after it: the second one ends it.
+        let _second = TcpStream::connect(address).await;
+        assert_eq!(accepting.await.unwrap(), "broken");
     }
 }

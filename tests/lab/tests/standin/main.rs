@@ -1,0 +1,5 @@
+//! The stand-in plugin against the stock plugin's bytes: every scenario is run with the stand-in and, where
+//! `AUTOSSM_TEST_PLUGIN` names it, with the stock plugin too; both have to print the same.
+
+mod fake;
+mod scenarios;

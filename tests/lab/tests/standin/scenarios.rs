@@ -1,0 +1,422 @@
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::time::timeout;
+
+use autossm_lab::wire::message::{Message, MessageType, flag, payload};
+use autossm_lab::wire::mux::Command as Mux;
+
+use crate::fake::{API_HOST, Agent, CHANNEL_HOST, Fake, PROXY_USER, SOON};
+
+/// The stand-in, and the stock plugin where it is given.
+fn plugins() -> Vec<PathBuf> {
+    let stock = std::env::var_os("AUTOSSM_TEST_PLUGIN").map(PathBuf::from);
+    [Some(PathBuf::from(env!("CARGO_BIN_EXE_standin-plugin"))), stock].into_iter().flatten().collect()
+}
+
+/// A running plugin and what it has printed.
+struct Plugin {
+    child: Child,
+    stdout: ChildStdout,
+    printed: String,
+    directory: TempDir,
+    signs: bool,
+}
+
+impl Plugin {
+    fn start(path: &PathBuf, fake: &Fake) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let response = format!(
+            r#"{{"SessionId":"s-1","TokenValue":"first","StreamUrl":"wss://{CHANNEL_HOST}/v1/data-channel/s-1?role=publish_subscribe&cell-number=A"}}"#
+        );
+        let environment = HashMap::from([
+            ("AWS_SSM_START_SESSION_RESPONSE_1", response),
+            ("HTTPS_PROXY", format!("http://{PROXY_USER}@127.0.0.1:{}", fake.port)),
+            ("SSL_CERT_DIR", fake.authorities.path().display().to_string()),
+            ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE".into()),
+            ("AWS_SECRET_ACCESS_KEY", "none".into()),
+            ("TMPDIR", directory.path().display().to_string()),
+        ]);
+        let mut child = Command::new(path)
+            .args([
+                "AWS_SSM_START_SESSION_RESPONSE_1",
+                "us-west-2",
+                "StartSession",
+                "",
+                r#"{"Target":"i-1"}"#,
+            ])
+            .arg(format!("https://{API_HOST}"))
+            .env_clear()
+            .envs(environment)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let signs = path.ends_with("standin-plugin");
+        Self { child, stdout, printed: String::new(), directory, signs }
+    }
+
+    /// Reads until `text` has been printed.
+    async fn until(&mut self, text: &str) {
+        let mut bytes = [0; 4096];
+        while !self.printed.contains(text) {
+            let read = timeout(SOON, self.stdout.read(&mut bytes)).await;
+            let length = read.unwrap_or_else(|_| panic!("no {text:?} in {:?}", self.printed)).unwrap();
+            assert_ne!(length, 0, "ended without {text:?}: {:?}", self.printed);
+            self.printed.push_str(std::str::from_utf8(&bytes[..length]).unwrap());
+        }
+    }
+
+    /// The local port.
+    async fn port(&mut self) -> u16 {
+        self.until("Waiting for connections...\n").await;
+        let port = self.printed.split("Port ").nth(1).and_then(|rest| rest.split(' ').next());
+        port.unwrap().parse().unwrap()
+    }
+
+    /// Waits for the end: all that was printed, the port's number replaced, and the status.
+    async fn ended(mut self) -> (String, ExitStatus) {
+        let mut rest = String::new();
+        timeout(SOON, self.stdout.read_to_string(&mut rest)).await.expect("still there").unwrap();
+        let status = timeout(SOON, self.child.wait()).await.unwrap().unwrap();
+        let printed = self.printed + &rest;
+        let port = printed.split("Port ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or("none");
+        (printed.replace(&format!("Port {port} "), "Port N "), status)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().unwrap().cast_signed()), signal).unwrap();
+    }
+
+    fn socket_files(&self) -> usize {
+        let entries = std::fs::read_dir(self.directory.path()).unwrap().flatten();
+        entries
+            .filter(|entry| entry.file_name().to_string_lossy().ends_with("_session_manager_plugin_mux.sock"))
+            .count()
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+/// A plugin with an open port, for each plugin that there is.
+async fn forwarding(path: &PathBuf) -> (Fake, Plugin, Agent, u16) {
+    let mut fake = Fake::start().await;
+    let mut plugin = Plugin::start(path, &fake);
+    let (mut agent, first, headers) = fake.opened().await;
+    assert_eq!((first.token_value.as_str(), first.message_schema_version.as_str()), ("first", "1.0"));
+    assert_eq!(headers.contains_key("authorization"), plugin.signs);
+    assert_eq!(headers["host"], CHANNEL_HOST);
+    agent.shake_hands("Port").await;
+    let port = plugin.port().await;
+    (fake, plugin, agent, port)
+}
+
+async fn client(port: u16) -> TcpStream {
+    TcpStream::connect(("127.0.0.1", port)).await.unwrap()
+}
+
+const READY: &str =
+    "\nStarting session with SessionId: s-1\nPort N opened for sessionId s-1.\nWaiting for connections...\n";
+const ACCEPTED: &str = "\nConnection accepted for session [s-1]\n";
+
+#[tokio::test]
+async fn a_client_is_served_and_sigint_ends_the_session() {
+    for path in plugins() {
+        for signal in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTSTP] {
+            let (_fake, mut plugin, mut agent, port) = forwarding(&path).await;
+            let mut client = client(port).await;
+            client.write_all(b"hello").await.unwrap();
+            assert_eq!(agent.frame().await, (0, 3, "".into()));
+            assert_eq!(agent.frame().await, (2, 3, "hello".into()));
+            agent.send_frame(Mux::Push, 3, b"world").await;
+            let mut answer = [0; 5];
+            timeout(SOON, client.read_exact(&mut answer)).await.unwrap().unwrap();
+            assert_eq!(&answer, b"world");
+            assert_eq!(plugin.socket_files(), 1);
+            plugin.until(ACCEPTED).await;
+            plugin.signal(signal);
+            agent.take().await;
+            assert_eq!(agent.flags, [flag::TERMINATE_SESSION]);
+            plugin.until("Exiting session").await;
+            let (printed, status) = plugin.ended().await;
+            let words = "Terminate signal received, exiting.\n\n\nExiting session with sessionId: s-1.\n\n";
+            assert_eq!(printed, format!("{READY}{ACCEPTED}{words}"), "{path:?}");
+            assert_eq!(status.code(), Some(0));
+        }
+    }
+}
+
+#[tokio::test]
+async fn sigterm_kills_and_leaves_the_socket_file() {
+    use std::os::unix::process::ExitStatusExt;
+    for path in plugins() {
+        let (_fake, mut plugin, _agent, _) = forwarding(&path).await;
+        plugin.signal(Signal::SIGTERM);
+        assert_eq!(timeout(SOON, plugin.child.wait()).await.unwrap().unwrap().signal(), Some(15));
+        assert_eq!(plugin.socket_files(), 1, "{path:?}");
+        assert_eq!(plugin.ended().await.0, READY);
+    }
+}
+
+#[tokio::test]
+async fn what_the_service_says_is_printed() {
+    for path in plugins() {
+        for (reason, words) in [
+            ("", "\n\nExiting session with sessionId: s-1.\n\n"),
+            (
+                "Your session timed out due to inactivity",
+                "\n\nSessionId: s-1 : Your session timed out due to inactivity\n\n",
+            ),
+        ] {
+            let (_fake, mut plugin, mut agent, _) = forwarding(&path).await;
+            agent.send(payload::FLAG, flag::CONNECT_TO_PORT_ERROR.to_be_bytes().to_vec()).await;
+            let failed = "\nConnection to destination port failed, check SSM Agent logs.\n";
+            plugin.until(failed).await;
+            let closed = format!(
+                r#"{{"MessageType":"channel_closed","MessageId":"m","DestinationId":"i-1","SessionId":"s-1","SchemaVersion":1,"CreatedDate":"today","Output":"{reason}"}}"#
+            );
+            agent.send_message(&Message::unnumbered(MessageType::ChannelClosed, closed)).await;
+            let (printed, status) = plugin.ended().await;
+            assert_eq!(printed, format!("{READY}{failed}{words}"), "{path:?}");
+            assert_eq!(status.code(), Some(0));
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_hourly_close_is_resumed_with_the_new_token_and_the_old_address() {
+    for path in plugins() {
+        let (mut fake, mut plugin, agent, port) = forwarding(&path).await;
+        fake.answer(&[(200, r#"{"SessionId":"s-1","TokenValue":"second","StreamUrl":"wss://elsewhere/"}"#)]);
+        agent.close().await;
+        let (mut agent, first, _) = fake.opened().await;
+        assert_eq!(first.token_value, "second");
+        let mut client = client(port).await;
+        client.write_all(b"still here").await.unwrap();
+        assert_eq!(agent.frame().await, (0, 3, "".into()));
+        assert_eq!(agent.frame().await, (2, 3, "still here".into()));
+        assert_eq!(fake.api.lock().unwrap().calls, ["AmazonSSM.ResumeSession"]);
+        plugin.until(ACCEPTED).await;
+        assert!(plugin.is_running());
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_is_gone_is_told_and_ends_the_plugin() {
+    for path in plugins() {
+        let (fake, plugin, agent, _) = forwarding(&path).await;
+        fake.answer(&[(200, r#"{"SessionId":"s-1"}"#)]);
+        agent.close().await;
+        let (printed, status) = plugin.ended().await;
+        assert_eq!(printed, format!("{READY}Session: s-1 timed out.\n"), "{path:?}");
+        assert_eq!(status.code(), Some(0));
+    }
+}
+
+/// The silent zombie, and how a client's byte and the next client end it.
+#[tokio::test]
+async fn refused_resumes_leave_a_silent_zombie_that_dies_of_traffic() {
+    for path in plugins() {
+        let (fake, mut plugin, agent, port) = forwarding(&path).await;
+        fake.answer(&[(403, r#"{"__type":"AccessDeniedException","message":"no"}"#)]);
+        agent.close().await;
+        let used_up = async {
+            while fake.calls() < 6 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(SOON, used_up).await.unwrap();
+        // It does nothing more; the longest wait between two tries was 3.2 s.
+        tokio::time::sleep(Duration::from_millis(3500)).await;
+        assert_eq!(fake.calls(), 6, "{path:?}");
+        assert!(plugin.is_running());
+        let _first = client(port).await;
+        plugin.until(ACCEPTED).await;
+        // The first client's SYN has broken the sending. That is noticed with the next client.
+        let broken = async {
+            while plugin.is_running() {
+                drop(TcpStream::connect(("127.0.0.1", port)).await);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(SOON, broken).await.unwrap();
+        let (printed, status) = plugin.ended().await;
+        let words = "Cannot perform start session: websocket: close sent\n";
+        assert_eq!(printed, format!("{READY}{ACCEPTED}{words}"), "{path:?}");
+        assert_eq!(status.code(), Some(0));
+    }
+}
+
+/// 8 bytes of mux header and 1017 of data leave one byte for a message of its own.
+#[tokio::test]
+async fn a_lone_line_feed_becomes_a_carriage_return() {
+    for path in plugins() {
+        let (_fake, _plugin, mut agent, port) = forwarding(&path).await;
+        let mut client = client(port).await;
+        assert_eq!(agent.frame().await, (0, 3, "".into()));
+        for (end, arrives) in [(b'\n', b'\r'), (b'\r', b'\r'), (b'x', b'x')] {
+            let mut data = vec![b'a'; 1016];
+            data.push(end);
+            client.write_all(&data).await.unwrap();
+            assert_eq!(agent.take().await.len(), 1024);
+            assert_eq!(agent.take().await, vec![arrives], "{path:?}");
+            assert_eq!(agent.frame().await.2.len(), 1017);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_end_on_either_side_closes_both_ways() {
+    for path in plugins() {
+        let (_fake, _plugin, mut agent, port) = forwarding(&path).await;
+        let mut first = client(port).await;
+        assert_eq!(agent.frame().await, (0, 3, "".into()));
+        first.shutdown().await.unwrap();
+        assert_eq!(agent.frame().await, (1, 3, "".into()), "{path:?}");
+        agent.send_frame(Mux::Push, 3, b"too late").await;
+        let mut rest = Vec::new();
+        timeout(SOON, first.read_to_end(&mut rest)).await.unwrap().unwrap();
+        assert_eq!(rest, b"");
+        let mut second = client(port).await;
+        assert_eq!(agent.frame().await, (0, 5, "".into()));
+        agent.send_frame(Mux::Push, 5, b"bye").await;
+        agent.send_frame(Mux::Fin, 5, b"").await;
+        timeout(SOON, second.read_to_end(&mut rest)).await.unwrap().unwrap();
+        assert_eq!(rest, b"bye");
+        assert_eq!(agent.frame().await, (1, 5, "".into()));
+    }
+}
+
+/// One receive budget for all clients; used up, it stops the reading of the WebSocket, and so the pongs.
+#[tokio::test]
+async fn a_client_that_does_not_read_stalls_the_session_and_its_pongs() {
+    for path in plugins() {
+        let (_fake, mut plugin, mut agent, port) = forwarding(&path).await;
+        let stuck = client(port).await;
+        assert_eq!(agent.frame().await, (0, 3, "".into()));
+        assert!(agent.ping().await && agent.ponged().await);
+        let data = vec![0; 32000];
+        let message = |sequence| {
+            let frame = [&autossm_lab::wire::mux::header(Mux::Push, 32000, 3)[..], &data].concat();
+            Message::stream(MessageType::OutputStreamData, sequence, payload::DATA, frame)
+        };
+        let mut sequence = 2;
+        while agent.ping().await && agent.ponged().await {
+            for _ in 0..16 {
+                agent.send_message(&message(sequence)).await;
+                sequence += 1;
+            }
+            assert!(sequence < 2000, "never stalled: {path:?}");
+        }
+        // More than the budget and less than budget and buffers of sockets together.
+        assert!(sequence * 32000 > 4 << 20, "stalled after {sequence}: {path:?}");
+        assert!(plugin.is_running());
+        drop(stuck);
+    }
+}
+
+#[tokio::test]
+async fn duplicates_are_not_acknowledged_again_and_gaps_wait() {
+    for path in plugins() {
+        let (_fake, _plugin, mut agent, port) = forwarding(&path).await;
+        let mut client = client(port).await;
+        assert_eq!(agent.frame().await, (0, 3, "".into()));
+        let part = |sequence, text: &'static str| {
+            let frame =
+                [&autossm_lab::wire::mux::header(Mux::Push, text.len() as u16, 3)[..], text.as_bytes()];
+            Message::stream(MessageType::OutputStreamData, sequence, payload::DATA, frame.concat())
+        };
+        let messages = [part(3, "b"), part(2, "a"), part(2, "a"), part(3, "b"), part(4, "c")];
+        for message in &messages {
+            agent.send_message(message).await;
+        }
+        let mut acknowledged = Vec::new();
+        while acknowledged.last() != Some(&4) {
+            let message = agent.message().await;
+            if message.kind == MessageType::Acknowledge {
+                acknowledged.push(message.acknowledged().unwrap().sequence);
+            }
+        }
+        assert!(acknowledged.ends_with(&[3, 2, 4]), "{acknowledged:?} {path:?}");
+        let mut data = [0; 3];
+        timeout(SOON, client.read_exact(&mut data)).await.unwrap().unwrap();
+        assert_eq!(&data, b"abc");
+    }
+}
+
+#[tokio::test]
+async fn an_unacknowledged_message_is_sent_again() {
+    for path in plugins() {
+        let (_fake, _plugin, mut agent, port) = forwarding(&path).await;
+        let _client = client(port).await;
+        let mut numbers = Vec::new();
+        while numbers.len() < 4 {
+            let message = agent.message().await;
+            if message.kind == MessageType::InputStreamData {
+                numbers.push(message.sequence);
+            }
+        }
+        assert_eq!(numbers, [1; 4], "{path:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_document_opens_no_port() {
+    for path in plugins() {
+        for (kind, words) in [("Standard_Stream", "EOF"), ("Nonsense", "unable to determine SessionType")] {
+            let mut fake = Fake::start().await;
+            let plugin = Plugin::start(&path, &fake);
+            let (mut agent, _, _) = fake.opened().await;
+            agent.shake_hands(kind).await;
+            let (printed, status) = plugin.ended().await;
+            let words =
+                format!("\nStarting session with SessionId: s-1\nCannot perform start session: {words}\n");
+            assert_eq!(printed, words, "{path:?}");
+            assert_eq!(status.code(), Some(0));
+        }
+    }
+}
+
+#[tokio::test]
+async fn arguments_that_start_no_session() {
+    let target = r#"{"Target":"i-1"}"#;
+    for path in plugins() {
+        for (arguments, code, words) in [
+            (&[][..], 0, autossm_lab::standin::command::INSTALLED),
+            (
+                &["help"],
+                0,
+                "\nUnknown operation help. \nUse session-manager-plugin --version to check the version.\n\n",
+            ),
+            (&["{}", "r", "Other", "", target, "e"], 0, "Invalid Operation"),
+            (
+                &["AWS_SSM_START_SESSION_RESPONSE", "r", "StartSession", "", target, "e"],
+                0,
+                "Cannot perform start session: unexpected end of JSON input\n",
+            ),
+            (
+                &["x", "r", "StartSession", "", target, "e"],
+                0,
+                "Cannot perform start session: invalid character 'x' looking for beginning of value\n",
+            ),
+            (&["{}", "r", "StartSession", "", "{}", "e"], 2, ""),
+            (&["{}", "r", "StartSession", "", target, "e"], 2, ""),
+        ] {
+            let output = Command::new(&path).args(arguments).env_clear().output().await.unwrap();
+            assert_eq!(output.status.code(), Some(code), "{path:?} {arguments:?}");
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), words, "{path:?} {arguments:?}");
+        }
+    }
+}
