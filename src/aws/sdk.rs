@@ -1,0 +1,320 @@
+//! The SDK behind the [`Api`] trait, and the clients that the tunnels share.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::Credentials;
+use aws_sdk_ssm::Client;
+use aws_sdk_ssm::config::{IdentityCache, SharedHttpClient};
+use aws_sdk_ssm::types::{InstanceInformationStringFilter, PingStatus};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::result::SdkError;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use secrecy::SecretString;
+use tokio::sync::OnceCell;
+
+use super::api::{Api, Resumption, StartRequest, StartedSession};
+use super::credentials::Source;
+use super::errors::{self, Refusal};
+use super::limit::StartLimit;
+use super::{silent, transport};
+use crate::config::Identity;
+use crate::tunnel::failure::{Class, Failure};
+
+/// Until a TCP connection to the service is up.
+const CONNECT: Duration = Duration::from_secs(5);
+/// A whole call, the finding of credentials included.
+const CALL: Duration = Duration::from_secs(20);
+/// Managed nodes looked at for a tag, in pages of 50.
+const PAGES: usize = 20;
+
+/// A client that is made once, by whoever needs it first.
+type Shared = Arc<OnceCell<Arc<dyn Api>>>;
+
+/// One API client for each distinct identity of the configuration, made when it is first asked for.
+#[derive(Default)]
+pub struct Clients {
+    clients: Mutex<HashMap<Identity, Shared>>,
+    /// By `ca_file`: identities that trust the same authorities share their connections and certificates.
+    transports: Mutex<HashMap<Option<PathBuf>, SharedHttpClient>>,
+    limit: Arc<StartLimit>,
+}
+
+impl Clients {
+    /// No clients yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The client of `identity`. Fails if its `ca_file` is bad, or if there is no region to be found; the next call
+    /// tries again.
+    pub async fn get(&self, identity: &Identity) -> Result<Arc<dyn Api>, Failure> {
+        let cell = {
+            let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(clients.entry(identity.clone()).or_default())
+        };
+        cell.get_or_try_init(|| Box::pin(self.build(identity))).await.cloned()
+    }
+
+    async fn build(&self, identity: &Identity) -> Result<Arc<dyn Api>, Failure> {
+        let transport = self.transport(identity.ca_file.as_ref())?;
+        let config = tokio::time::timeout(CALL, Box::pin(silent(load(identity, transport))))
+            .await
+            .map_err(|_| errors::overdue("AWS configuration", CALL))?;
+        let source = Source::new(identity.clone(), config.clone());
+        let sdk = Sdk::new(&config, identity.endpoint_url.as_deref(), source, Arc::clone(&self.limit))?;
+        tracing::debug!(
+            region = sdk.region,
+            profile = identity.profile,
+            role = identity.role_arn,
+            "API client made"
+        );
+        Ok(Arc::new(sdk))
+    }
+
+    fn transport(&self, ca_file: Option<&PathBuf>) -> Result<SharedHttpClient, Failure> {
+        let mut transports = self.transports.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(transport) = transports.get(&ca_file.cloned()) {
+            return Ok(transport.clone());
+        }
+        let transport = transport::client(ca_file.map(PathBuf::as_path))?;
+        transports.insert(ca_file.cloned(), transport.clone());
+        Ok(transport)
+    }
+}
+
+/// The settings of every call of `identity`: its own, and what the environment and the shared configuration files say
+/// of region, FIPS and dual-stack endpoints.
+async fn load(identity: &Identity, transport: SharedHttpClient) -> SdkConfig {
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(transport)
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT).build());
+    if let Some(region) = &identity.region {
+        loader = loader.region(Region::new(region.clone()));
+    }
+    if let Some(profile) = &identity.profile {
+        loader = loader.profile_name(profile);
+    }
+    if let Ok(name) = AppName::new("autossm") {
+        loader = loader.app_name(name);
+    }
+    loader.load().await
+}
+
+/// One identity's calls.
+struct Sdk {
+    client: Client,
+    source: Source,
+    region: String,
+    limit: Arc<StartLimit>,
+    /// For a whole call: [`CALL`], but in tests.
+    patience: Duration,
+}
+
+impl Sdk {
+    fn new(
+        config: &SdkConfig,
+        endpoint_url: Option<&str>,
+        source: Source,
+        limit: Arc<StartLimit>,
+    ) -> Result<Self, Failure> {
+        let region = config.region().map(ToString::to_string).ok_or_else(|| {
+            Failure::new(
+                Class::NeedsChange,
+                "no AWS region: set `region` in the tunnel or in [defaults], or AWS_REGION in the daemon's environment",
+            )
+        })?;
+        let mut builder = aws_sdk_ssm::config::Builder::from(config)
+            .credentials_provider(source.clone())
+            // `source` keeps them already, and is asked for them by the gateway too.
+            .identity_cache(IdentityCache::no_cache());
+        if let Some(url) = endpoint_url {
+            builder = builder.endpoint_url(url);
+        }
+        Ok(Self { client: Client::from_conf(builder.build()), source, region, limit, patience: CALL })
+    }
+
+    /// Makes a call under the limit of time, and turns its error into ours.
+    async fn call<T, E>(
+        &self,
+        operation: &'static str,
+        call: impl Future<Output = Result<T, SdkError<E, HttpResponse>>> + Send,
+    ) -> Result<T, Refusal>
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let begun = Instant::now();
+        // The SDK asks for the credentials too, in silence; what there is to say of them is said here.
+        let call = async {
+            self.source.get().await?;
+            silent(call).await.map_err(|error| errors::refusal(operation, &error))
+        };
+        let result = match tokio::time::timeout(self.patience, Box::pin(call)).await {
+            Ok(result) => result,
+            Err(_) => Err(errors::overdue(operation, self.patience).into()),
+        };
+        let took = begun.elapsed().as_millis();
+        match &result {
+            Ok(_) => tracing::debug!(operation, took_ms = took, "API call"),
+            Err(refusal) => {
+                tracing::debug!(operation, took_ms = took, class = %refusal.failure.class, error = %refusal.failure, "API call refused");
+                if refusal.failure.class == Class::Access {
+                    self.source.forget().await;
+                }
+            }
+        }
+        result
+    }
+
+    async fn start(&self, request: &StartRequest) -> Result<StartedSession, Failure> {
+        self.limit.wait().await;
+        let parameters = request.parameters.clone().into_iter().collect();
+        let call = self
+            .client
+            .start_session()
+            .target(&request.target)
+            .document_name(&request.document)
+            .set_parameters(Some(parameters))
+            .reason(&request.reason);
+        let output = self.call("StartSession", call.send()).await.map_err(|refusal| refusal.failure)?;
+        match (output.session_id, output.token_value, output.stream_url) {
+            (Some(session_id), Some(token), Some(stream_url)) => {
+                Ok(StartedSession { session_id, token: SecretString::from(token), stream_url })
+            }
+            (session_id, ..) => {
+                // Nobody else knows of this session, and nothing can be done with it.
+                if let Some(id) = session_id {
+                    self.terminate(&id).await?;
+                }
+                Err(Failure::new(
+                    Class::Network,
+                    "StartSession: the answer lacks a session id, token or stream URL",
+                ))
+            }
+        }
+    }
+
+    async fn resume(&self, session_id: &str) -> Result<Resumption, Failure> {
+        let call = self.client.resume_session().session_id(session_id);
+        match self.call("ResumeSession", call.send()).await {
+            Ok(output) => Ok(match (output.token_value, output.stream_url) {
+                (Some(token), Some(stream_url)) if !token.is_empty() => {
+                    Resumption::Resumed { token: SecretString::from(token), stream_url }
+                }
+                // "Connections can be resumed for disconnected sessions, but not terminated sessions": the service
+                // says so by leaving the token out.
+                _ => Resumption::Gone,
+            }),
+            Err(refusal) if is_unknown(&refusal) => Ok(Resumption::Gone),
+            Err(refusal) => Err(refusal.failure),
+        }
+    }
+
+    async fn terminate(&self, session_id: &str) -> Result<(), Failure> {
+        let call = self.client.terminate_session().session_id(session_id);
+        match self.call("TerminateSession", call.send()).await {
+            Ok(_) => Ok(()),
+            Err(refusal) if is_unknown(&refusal) => Ok(()),
+            Err(refusal) => Err(refusal.failure),
+        }
+    }
+
+    async fn online(&self, tag: &str, value: &str) -> Result<Vec<String>, Failure> {
+        let filter = |key: String, value: &str| {
+            InstanceInformationStringFilter::builder()
+                .key(key)
+                .values(value)
+                .build()
+                .map_err(|e| Failure::new(Class::NeedsChange, format!("tag {tag}={value}: {e}")))
+        };
+        let filters = vec![filter(format!("tag:{tag}"), value)?, filter("PingStatus".to_owned(), "Online")?];
+        let mut ids = Vec::new();
+        let mut next = None;
+        for _ in 0..PAGES {
+            let call = self
+                .client
+                .describe_instance_information()
+                .set_filters(Some(filters.clone()))
+                .max_results(50)
+                .set_next_token(next.take());
+            let output = self
+                .call("DescribeInstanceInformation", call.send())
+                .await
+                .map_err(|refusal| refusal.failure)?;
+            let online = |node: &&_| is_online(node);
+            ids.extend(
+                output
+                    .instance_information_list()
+                    .iter()
+                    .filter(online)
+                    .filter_map(|n| n.instance_id.clone()),
+            );
+            next = output.next_token.filter(|token| !token.is_empty());
+            if next.is_none() {
+                break;
+            }
+        }
+        // The service's order changes from call to call, and "the next one after a failure" needs one that stays.
+        ids.sort();
+        Ok(ids)
+    }
+}
+
+impl Api for Sdk {
+    fn start_session<'a>(
+        &'a self,
+        request: &'a StartRequest,
+    ) -> BoxFuture<'a, Result<StartedSession, Failure>> {
+        self.start(request).boxed()
+    }
+
+    fn resume_session<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<Resumption, Failure>> {
+        self.resume(session_id).boxed()
+    }
+
+    fn terminate_session<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+        self.terminate(session_id).boxed()
+    }
+
+    fn online_targets<'a>(
+        &'a self,
+        tag: &'a str,
+        value: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<String>, Failure>> {
+        self.online(tag, value).boxed()
+    }
+
+    fn credentials(&self) -> BoxFuture<'_, Result<Credentials, Failure>> {
+        async {
+            match tokio::time::timeout(CALL, self.source.get()).await {
+                Ok(result) => result,
+                Err(_) => Err(errors::overdue("credentials", CALL)),
+            }
+        }
+        .boxed()
+    }
+
+    fn region(&self) -> &str {
+        &self.region
+    }
+}
+
+/// The session is not known, or not any more.
+fn is_unknown(refusal: &Refusal) -> bool {
+    refusal.code.as_deref() == Some("DoesNotExistException")
+}
+
+fn is_online(node: &aws_sdk_ssm::types::InstanceInformation) -> bool {
+    node.ping_status == Some(PingStatus::Online)
+}
+
+#[cfg(test)]
+mod tests;

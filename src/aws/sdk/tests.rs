@@ -1,0 +1,385 @@
+//! The SDK against a server on loopback that plays canned answers.
+
+mod canned;
+
+use std::time::SystemTime;
+
+use aws_credential_types::credential_fn::provide_credentials_fn;
+use aws_credential_types::provider::error::CredentialsError;
+use secrecy::ExposeSecret;
+use tokio::net::TcpListener;
+
+use super::*;
+use canned::{Service, identity};
+
+fn request() -> StartRequest {
+    StartRequest {
+        target: "i-0123456789abcdef0".to_owned(),
+        document: "AWS-StartPortForwardingSession".to_owned(),
+        parameters: [("portNumber".to_owned(), vec!["5432".to_owned()])].into(),
+        reason: "autossm web-1 billing-db".to_owned(),
+    }
+}
+
+fn refuse(code: &str, message: &str) -> String {
+    serde_json::json!({ "__type": code, "message": message }).to_string()
+}
+
+const SESSION: &str = r#"{"SessionId":"s-1","TokenValue":"TOKEN-1","StreamUrl":"wss://stream/1"}"#;
+
+#[tokio::test]
+async fn starts_a_session_and_says_who_it_is() {
+    let service = Service::new(|_, _| (200, SESSION.to_owned())).await;
+    let session = service.api().start_session(&request()).await.unwrap();
+    assert_eq!((&*session.session_id, &*session.stream_url), ("s-1", "wss://stream/1"));
+    assert_eq!(session.token.expose_secret(), "TOKEN-1");
+    assert!(!format!("{session:?}").contains("TOKEN-1"));
+
+    let seen = service.seen.lock().unwrap();
+    let (parts, body) = &seen[0];
+    let expected = serde_json::json!({
+        "Target": "i-0123456789abcdef0",
+        "DocumentName": "AWS-StartPortForwardingSession",
+        "Parameters": { "portNumber": ["5432"] },
+        "Reason": "autossm web-1 billing-db",
+    });
+    assert_eq!(body, &expected);
+    assert!(parts.headers["x-amz-user-agent"].to_str().unwrap().contains("app/autossm"));
+    let authorization = parts.headers["authorization"].to_str().unwrap();
+    assert!(authorization.contains("AKIDEXAMPLE/") && authorization.contains("/eu-west-1/ssm/aws4_request"));
+}
+
+#[tokio::test]
+async fn every_refusal_has_its_class_and_the_services_words() {
+    let garbage = r#"{"SessionId":"s-1","TokenValue":"TOKEN-1","StreamUrl"#;
+    let table = [
+        (
+            400,
+            refuse("TargetNotConnected", "i-1 is not connected."),
+            Class::TargetNotConnected,
+            "i-1 is not connected.",
+        ),
+        (
+            400,
+            refuse("ThrottlingException", "Rate exceeded"),
+            Class::Throttled,
+            "ThrottlingException: Rate exceeded",
+        ),
+        (400, refuse("TooManyUpdates", "too many"), Class::Throttled, "TooManyUpdates: too many"),
+        (400, refuse("RequestLimitExceeded", "slow down"), Class::Throttled, "slow down"),
+        (429, String::new(), Class::Throttled, "HTTP 429"),
+        (
+            400,
+            refuse("AccessDeniedException", "User: x is not authorized"),
+            Class::Access,
+            "User: x is not authorized",
+        ),
+        (
+            400,
+            refuse("ExpiredTokenException", "The security token has expired"),
+            Class::Access,
+            "have to be renewed",
+        ),
+        (
+            400,
+            refuse("UnrecognizedClientException", "invalid"),
+            Class::Access,
+            "UnrecognizedClientException: invalid",
+        ),
+        (
+            400,
+            refuse("InvalidSignatureException", "Signature expired"),
+            Class::Access,
+            "is this host's clock right?",
+        ),
+        (403, refuse("MissingAuthenticationToken", "Missing"), Class::Access, "MissingAuthenticationToken"),
+        (403, "<html>no</html>".to_owned(), Class::Access, "HTTP 403"),
+        (
+            400,
+            refuse("InvalidDocument", "no such document"),
+            Class::NeedsChange,
+            "InvalidDocument: no such document",
+        ),
+        (400, refuse("InvalidParameters", "portNumber"), Class::NeedsChange, "InvalidParameters: portNumber"),
+        (400, refuse("InvalidInstanceId", "i-1"), Class::NeedsChange, "InvalidInstanceId"),
+        (400, refuse("ValidationException", "1 validation error"), Class::NeedsChange, "1 validation error"),
+        (500, refuse("InternalServerError", "sorry"), Class::Network, "InternalServerError: sorry"),
+        (503, String::new(), Class::Network, "HTTP 503"),
+        (502, "<html>bad gateway</html>".to_owned(), Class::Network, "HTTP 502"),
+        (200, garbage.to_owned(), Class::Network, "StartSession"),
+        (200, "{}".to_owned(), Class::Network, "lacks a session id"),
+    ];
+    for (status, answer, class, words) in table {
+        let shown = answer.clone();
+        let service = Service::new(move |_, _| (status, answer.clone())).await;
+        let failure = service.api().start_session(&request()).await.unwrap_err();
+        assert_eq!(failure.class, class, "{status} {shown}: {failure}");
+        assert!(failure.text.contains(words), "{status} {shown}: {failure}");
+        assert!(!format!("{failure:?}").contains("TOKEN-1"), "{failure:?}");
+        assert_eq!(service.requests(), 1, "retrying is not done here");
+    }
+}
+
+#[tokio::test]
+async fn nobody_there_is_the_network() {
+    let mut service = Service::new(|_, _| (200, SESSION.to_owned())).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    service.url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let failure = service.api().start_session(&request()).await.unwrap_err();
+    assert_eq!(failure.class, Class::Network, "{failure}");
+    assert!(failure.text.contains("refused"), "{failure}");
+
+    // Accepts, and answers nothing at all.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    service.url = format!("http://{}", listener.local_addr().unwrap());
+    let api = Sdk { patience: Duration::from_millis(300), ..service.api() };
+    let failure = api.resume_session("s-1").await.unwrap_err();
+    assert_eq!(failure, Failure::new(Class::Network, "ResumeSession: no answer within 0 s"));
+}
+
+#[tokio::test]
+async fn a_session_without_a_token_is_ended_again() {
+    let service = Service::new(|operation, _| match operation {
+        "StartSession" => (200, r#"{"SessionId":"s-1"}"#.to_owned()),
+        _ => (200, r#"{"SessionId":"s-1"}"#.to_owned()),
+    })
+    .await;
+    assert_eq!(service.api().start_session(&request()).await.unwrap_err().class, Class::Network);
+    let seen = service.seen.lock().unwrap();
+    assert_eq!(seen[1].0.headers["x-amz-target"], "AmazonSSM.TerminateSession");
+    assert_eq!(seen[1].1["SessionId"], "s-1");
+}
+
+#[tokio::test]
+async fn resumes_or_learns_that_the_session_is_gone() {
+    let gone = refuse("DoesNotExistException", "Session s-1 does not exist");
+    let answers = [
+        (200, r#"{"SessionId":"s-1","TokenValue":"T2","StreamUrl":"wss://stream/2"}"#.to_owned()),
+        (200, r#"{"SessionId":"s-1","StreamUrl":"wss://stream/2"}"#.to_owned()),
+        (200, r#"{"SessionId":"s-1","TokenValue":"","StreamUrl":"wss://stream/2"}"#.to_owned()),
+        (400, gone),
+    ];
+    let service = Service::new(move |_, number| answers[number - 1].clone()).await;
+    let api = service.api();
+    let Resumption::Resumed { token, stream_url } = api.resume_session("s-1").await.unwrap() else {
+        panic!("the session lives")
+    };
+    assert_eq!((token.expose_secret(), &*stream_url), ("T2", "wss://stream/2"));
+    for _ in 0..3 {
+        assert!(matches!(api.resume_session("s-1").await, Ok(Resumption::Gone)));
+    }
+}
+
+#[tokio::test]
+async fn ending_an_ended_session_is_a_success() {
+    let answers = [
+        (200, r#"{"SessionId":"s-1"}"#.to_owned()),
+        (400, refuse("DoesNotExistException", "no such session")),
+        (400, refuse("AccessDeniedException", "no")),
+    ];
+    let service = Service::new(move |_, number| answers[number - 1].clone()).await;
+    let api = service.api();
+    assert_eq!(api.terminate_session("s-1").await, Ok(()));
+    assert_eq!(api.terminate_session("s-1").await, Ok(()));
+    assert_eq!(api.terminate_session("s-1").await.unwrap_err().class, Class::Access);
+}
+
+#[tokio::test]
+async fn lists_the_online_nodes_of_all_pages_in_a_fixed_order() {
+    let node = |id: &str, status: &str| serde_json::json!({ "InstanceId": id, "PingStatus": status });
+    let first = serde_json::json!({
+        "InstanceInformationList": [node("mi-2", "Online"), node("i-9", "ConnectionLost")], "NextToken": "more",
+    });
+    let second = serde_json::json!({ "InstanceInformationList": [node("i-1", "Online")] });
+    let pages = [first.to_string(), second.to_string()];
+    let service = Service::new(move |_, number| (200, pages[number - 1].clone())).await;
+    assert_eq!(service.api().online_targets("Role", "bastion").await.unwrap(), ["i-1", "mi-2"]);
+    let seen = service.seen.lock().unwrap();
+    let filters = serde_json::json!([
+        { "Key": "tag:Role", "Values": ["bastion"] },
+        { "Key": "PingStatus", "Values": ["Online"] },
+    ]);
+    assert_eq!(seen[0].1["Filters"], filters);
+    assert_eq!(seen[1].1["NextToken"], "more");
+}
+
+/// No credentials: the call is not made, and the failure is about them.
+#[tokio::test]
+async fn without_credentials_nothing_is_sent() {
+    let service = Service::new(|_, _| (200, SESSION.to_owned())).await;
+    let api = service
+        .api_with(provide_credentials_fn(|| async { Err(CredentialsError::not_loaded("nothing set")) }));
+    let from_call = api.start_session(&request()).await.unwrap_err();
+    let direct = api.credentials().await.unwrap_err();
+    assert_eq!(from_call.class, Class::Access);
+    assert!(
+        from_call.text.contains("nothing set") && from_call.text.contains("attach a role"),
+        "{from_call}"
+    );
+    assert_eq!(from_call, direct);
+    assert_eq!(service.requests(), 0);
+}
+
+fn role() -> Identity {
+    Identity {
+        role_arn: Some("arn:aws:iam::123456789012:role/tunnels".to_owned()),
+        external_id: Some("ext-1".to_owned()),
+        ..identity()
+    }
+}
+
+#[tokio::test]
+async fn assumes_a_role_and_calls_with_it() {
+    let service = Service::new(|operation, _| match operation {
+        "AssumeRole" => (
+            200,
+            "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult><Credentials>\
+             <AccessKeyId>ROLEKEY</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken>\
+             <Expiration>2199-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"
+                .to_owned(),
+        ),
+        _ => (200, SESSION.to_owned()),
+    })
+    .await;
+    let api = service.api_of(role(), Credentials::new("AKIDEXAMPLE", "secret-key", None, None, "test"));
+    for _ in 0..2 {
+        api.start_session(&request()).await.unwrap();
+    }
+    let seen = service.seen.lock().unwrap();
+    let form = seen[0].1.as_str().unwrap();
+    assert!(form.contains("ExternalId=ext-1") && form.contains("RoleSessionName=autossm-"), "{form}");
+    let keys: Vec<_> = seen.iter().map(|(parts, _)| key(parts)).collect();
+    assert_eq!(keys, ["AKIDEXAMPLE", "ROLEKEY", "ROLEKEY"]);
+}
+
+#[tokio::test]
+async fn a_role_that_may_not_be_assumed_is_access() {
+    let service = Service::new(|_, number| match number {
+        1 => (
+            403,
+            "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type>\
+             <Code>AccessDenied</Code><Message>x may not assume it</Message></Error></ErrorResponse>"
+                .to_owned(),
+        ),
+        _ => (
+            503,
+            "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Receiver</Type>\
+             <Code>ServiceUnavailable</Code><Message>later</Message></Error></ErrorResponse>"
+                .to_owned(),
+        ),
+    })
+    .await;
+    let api = service.api_of(role(), Credentials::new("AKIDEXAMPLE", "secret-key", None, None, "test"));
+    let denied = api.start_session(&request()).await.unwrap_err();
+    assert_eq!(denied, Failure::new(Class::Access, "credentials: AccessDenied: x may not assume it"));
+    let down = api.start_session(&request()).await.unwrap_err();
+    assert_eq!(down.class, Class::Network, "{down}");
+}
+
+/// The access key that a request was signed with.
+fn key(parts: &http::request::Parts) -> String {
+    parts.headers["authorization"].to_str().unwrap().split(['=', '/']).nth(1).unwrap().to_owned()
+}
+
+/// Refused credentials are not used again.
+#[tokio::test]
+async fn looks_for_new_credentials_after_a_refusal() {
+    let service = Service::new(|_, number| match number {
+        1 => (400, refuse("ExpiredTokenException", "expired")),
+        _ => (200, SESSION.to_owned()),
+    })
+    .await;
+    let made = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let api = service.api_with(provide_credentials_fn(move || {
+        let number = made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let later = SystemTime::now() + Duration::from_secs(3600);
+        async move { Ok(Credentials::new(format!("AKID{number}"), "secret", None, Some(later), "test")) }
+    }));
+    assert_eq!(api.start_session(&request()).await.unwrap_err().class, Class::Access);
+    for _ in 0..2 {
+        api.start_session(&request()).await.unwrap();
+    }
+    let seen = service.seen.lock().unwrap();
+    let keys: Vec<_> = seen.iter().map(|(parts, _)| key(parts)).collect();
+    assert_eq!(keys, ["AKID0", "AKID1", "AKID1"]);
+}
+
+/// Each line of the log, whatever its level.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn no_token_or_key_is_logged_at_trace_level() {
+    // With one dispatcher in the process, `tracing` would ask only the thread that passes a line first whether it is
+    // wanted, which may be another test's.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let service = Service::new(|_, _| (200, SESSION.to_owned())).await;
+    let api = service.api();
+    api.start_session(&request()).await.unwrap();
+    api.resume_session("s-1").await.unwrap();
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(
+        text.contains("StartSession") && text.contains("ResumeSession"),
+        "our own lines are there: {text}"
+    );
+    assert!(!text.contains("TOKEN-1") && !text.contains("secret-key"), "{text}");
+}
+
+#[tokio::test]
+async fn equal_identities_share_a_client() {
+    let clients = Clients::new();
+    let (one, same) = (clients.get(&identity()).await.unwrap(), clients.get(&identity()).await.unwrap());
+    assert!(Arc::ptr_eq(&one, &same));
+    let other = Identity { region: Some("us-west-2".to_owned()), ..identity() };
+    let other = clients.get(&other).await.unwrap();
+    assert!(!Arc::ptr_eq(&one, &other));
+    assert_eq!((one.region(), other.region()), ("eu-west-1", "us-west-2"));
+}
+
+#[tokio::test]
+async fn a_bad_ca_file_is_read_again_at_the_next_call() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ca.pem");
+    let identity = Identity { ca_file: Some(path.clone()), ..identity() };
+    let clients = Clients::new();
+    assert_eq!(clients.get(&identity).await.err().unwrap().class, Class::NeedsChange);
+    let ca = rcgen::generate_simple_self_signed(vec!["ca.internal".to_owned()]).unwrap();
+    std::fs::write(&path, ca.cert.pem()).unwrap();
+    assert!(clients.get(&identity).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_missing_profile_is_named() {
+    let identity = Identity { profile: Some("no-such-profile".to_owned()), ..identity() };
+    let api = Clients::new().get(&identity).await.unwrap();
+    let failure = api.credentials().await.unwrap_err();
+    assert_eq!(failure.class, Class::Access);
+    assert!(failure.text.contains("look at profile `no-such-profile`"), "{failure}");
+}
+
+#[test]
+fn no_region_says_what_to_set() {
+    let config = SdkConfig::builder().behavior_version(BehaviorVersion::latest()).build();
+    let source = Source::new(identity(), config.clone());
+    let failure = Sdk::new(&config, None, source, Arc::default()).err().unwrap();
+    assert_eq!(failure.class, Class::NeedsChange);
+    assert!(failure.text.contains("set `region`"), "{failure}");
+}

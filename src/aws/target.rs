@@ -1,0 +1,196 @@
+//! Whom a session is started with, and what it is asked for.
+
+use crate::aws::api::{Api, StartRequest};
+use crate::config::{Target, Tunnel};
+use crate::tunnel::failure::{Class, Failure};
+
+/// Forwards to a port of the target itself.
+const TO_TARGET: &str = "AWS-StartPortForwardingSession";
+/// Forwards to a host that the target can reach.
+const TO_REMOTE_HOST: &str = "AWS-StartPortForwardingSessionToRemoteHost";
+/// The API's limit on a reason, in characters.
+const REASON: usize = 256;
+
+/// The request for a session of `tunnel` with `target`; `host` is this host's name.
+pub fn start_request(tunnel: &Tunnel, target: &str, host: &str) -> StartRequest {
+    let standard = if tunnel.remote_host.is_some() { TO_REMOTE_HOST } else { TO_TARGET };
+    let document = tunnel.document.as_deref().unwrap_or(standard).to_owned();
+    let mut parameters = tunnel.parameters.clone();
+    let mut fill = |name: &str, value: String| {
+        parameters.entry(name.to_owned()).or_insert_with(|| vec![value]);
+    };
+    fill("portNumber", tunnel.remote_port.to_string());
+    // The plugin's own choice: two sessions of a tunnel live beside each other while one replaces the other.
+    fill("localPortNumber", "0".to_owned());
+    if let Some(remote_host) = &tunnel.remote_host {
+        fill("host", remote_host.clone());
+    }
+    let reason = tunnel.reason.clone().unwrap_or_else(|| format!("autossm {host} {}", tunnel.name));
+    StartRequest {
+        target: target.to_owned(),
+        document,
+        parameters,
+        reason: reason.chars().take(REASON).collect(),
+    }
+}
+
+/// The target for the `attempt`-th attempt in a row, from 0: each failure moves on to the next one, and from the last
+/// to the first again. Fails where a tag has no managed node that is online, or nodes cannot be listed.
+pub async fn resolve(api: &dyn Api, target: &Target, attempt: usize) -> Result<String, Failure> {
+    let (ids, nobody) = match target {
+        Target::Ids(ids) => (ids.clone(), "no target is configured".to_owned()),
+        Target::Tag { key, value } => (
+            api.online_targets(key, value).await?,
+            format!("no managed node with tag {key}={value} is online in {}", api.region()),
+        ),
+    };
+    match attempt.checked_rem(ids.len()).and_then(|place| ids.get(place)) {
+        Some(id) => Ok(id.clone()),
+        None => Err(Failure::new(Class::TargetNotConnected, nobody)),
+    }
+}
+
+/// This host's name, or `localhost` where it has none.
+pub fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "localhost".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use futures_util::FutureExt;
+    use futures_util::future::BoxFuture;
+
+    use super::*;
+    use crate::aws::api::{Resumption, StartedSession};
+    use crate::config::{GatewayMode, Identity};
+
+    fn tunnel() -> Tunnel {
+        Tunnel {
+            name: "billing-db".to_owned(),
+            enabled: true,
+            listen: Vec::new(),
+            target: Target::Ids(vec!["i-1".to_owned()]),
+            remote_host: None,
+            remote_port: 5432,
+            sessions: 1,
+            gateway: GatewayMode::Hold,
+            identity: Identity {
+                region: None,
+                profile: None,
+                role_arn: None,
+                external_id: None,
+                endpoint_url: None,
+                ca_file: None,
+            },
+            stream_endpoint: None,
+            document: None,
+            parameters: BTreeMap::new(),
+            reason: None,
+            hold: Duration::ZERO,
+            max_held: 1,
+            max_connections: 1,
+            drain: Duration::ZERO,
+            stop_grace: Duration::ZERO,
+            half_close_timeout: Duration::ZERO,
+            rotate: None,
+            failover_after: Duration::ZERO,
+            resume_for: Duration::ZERO,
+            plugin: String::new(),
+        }
+    }
+
+    fn parameters(request: &StartRequest) -> String {
+        request.parameters.iter().map(|(name, values)| format!("{name}={} ", values.join(","))).collect()
+    }
+
+    #[test]
+    fn asks_for_the_right_document() {
+        let own_port = start_request(&tunnel(), "i-1", "web-1");
+        assert_eq!(own_port.document, "AWS-StartPortForwardingSession");
+        assert_eq!(parameters(&own_port), "localPortNumber=0 portNumber=5432 ");
+        assert_eq!(own_port.reason, "autossm web-1 billing-db");
+
+        let remote = Tunnel { remote_host: Some("db.internal".to_owned()), ..tunnel() };
+        let remote = start_request(&remote, "mi-2", "web-1");
+        assert_eq!(
+            (&*remote.document, &*remote.target),
+            ("AWS-StartPortForwardingSessionToRemoteHost", "mi-2")
+        );
+        assert_eq!(parameters(&remote), "host=db.internal localPortNumber=0 portNumber=5432 ");
+    }
+
+    #[test]
+    fn a_document_of_the_accounts_own_keeps_its_parameters() {
+        let own = Tunnel {
+            document: Some("Ops-Forward".to_owned()),
+            parameters: BTreeMap::from([
+                ("portNumber".to_owned(), vec!["6543".to_owned()]),
+                ("team".to_owned(), vec!["data".to_owned()]),
+            ]),
+            reason: Some("ä".repeat(300)),
+            ..tunnel()
+        };
+        let request = start_request(&own, "i-1", "web-1");
+        assert_eq!(request.document, "Ops-Forward");
+        assert_eq!(parameters(&request), "localPortNumber=0 portNumber=6543 team=data ");
+        assert_eq!(request.reason, "ä".repeat(256));
+    }
+
+    /// An API that only lists nodes.
+    struct Nodes(Vec<&'static str>);
+
+    impl Api for Nodes {
+        fn start_session<'a>(
+            &'a self,
+            _: &'a StartRequest,
+        ) -> BoxFuture<'a, Result<StartedSession, Failure>> {
+            unreachable!("no session is started")
+        }
+        fn resume_session<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Resumption, Failure>> {
+            unreachable!("no session is resumed")
+        }
+        fn terminate_session<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+            unreachable!("no session is terminated")
+        }
+        fn online_targets<'a>(
+            &'a self,
+            _: &'a str,
+            _: &'a str,
+        ) -> BoxFuture<'a, Result<Vec<String>, Failure>> {
+            std::future::ready(Ok(self.0.iter().map(|id| (*id).to_owned()).collect())).boxed()
+        }
+        fn credentials(&self) -> BoxFuture<'_, Result<aws_credential_types::Credentials, Failure>> {
+            unreachable!("nothing is signed")
+        }
+        fn region(&self) -> &str {
+            "eu-west-1"
+        }
+    }
+
+    #[tokio::test]
+    async fn each_failure_moves_on_to_the_next_target() {
+        let list = Target::Ids(vec!["i-1".to_owned(), "mi-2".to_owned()]);
+        let tag = Target::Tag { key: "Role".to_owned(), value: "bastion".to_owned() };
+        let api = Nodes(vec!["i-1", "mi-2"]);
+        for target in [list, tag] {
+            for (attempt, expected) in [(0, "i-1"), (1, "mi-2"), (2, "i-1"), (usize::MAX, "mi-2")] {
+                assert_eq!(resolve(&api, &target, attempt).await.unwrap(), expected);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tag_without_nodes_is_a_target_not_connected() {
+        let tag = Target::Tag { key: "Role".to_owned(), value: "bastion".to_owned() };
+        let failure = resolve(&Nodes(vec![]), &tag, 0).await.unwrap_err();
+        assert_eq!(failure.class, Class::TargetNotConnected);
+        assert_eq!(failure.text, "no managed node with tag Role=bastion is online in eu-west-1");
+    }
+}
