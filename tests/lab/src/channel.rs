@@ -1,0 +1,192 @@
+//! The service's end of a data channel: one WebSocket, from its upgrade to its end. Sessions outlive it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message as Frame;
+use tokio_tungstenite::tungstenite::handshake::server::create_response;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::Link;
+use crate::fault::UpgradeFault;
+use crate::service::answer;
+use crate::service::session::Session;
+use crate::state::State;
+use crate::wire::handshake::OpenDataChannel;
+use crate::wire::message::Message;
+
+/// A client has to send its token within this time.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client is given so long to answer a close frame.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Messages on their way to a client.
+const QUEUE: usize = 64;
+
+type WebSocket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
+
+/// What goes to a client, in order.
+pub(crate) enum Outbound {
+    /// An encoded message.
+    Message(Bytes),
+    /// The end: code and reason.
+    Close(u16, String),
+}
+
+/// An open data channel, as commands reach it.
+pub(crate) struct Connection {
+    pub id: u64,
+    pub session: String,
+    /// Closes it at once: what is queued is lost.
+    pub close: mpsc::Sender<(u16, String)>,
+    /// Resets its TCP connection.
+    pub line: CancellationToken,
+}
+
+/// Answers a request for a WebSocket.
+pub(crate) async fn upgrade(
+    state: Arc<State>,
+    line: CancellationToken,
+    mut request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    let mut faults = state.faults.subscribe();
+    let _ = faults.wait_for(|faults| faults.upgrades != Some(UpgradeFault::Stalled)).await;
+    let fault = faults.borrow().upgrades;
+    if let Some(UpgradeFault::Refused(status)) = fault {
+        return answer(StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE), Bytes::new());
+    }
+    let id = request.uri().path().strip_prefix("/v1/data-channel/").unwrap_or_default();
+    let session = state.world().sessions.get(id).cloned();
+    let query = request.uri().query().unwrap_or_default();
+    let parameter = |name: &str| query.split('&').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
+    let cell = parameter("cell-number").unwrap_or_default().to_owned();
+    let (Some(session), Some("publish_subscribe")) = (session, parameter("role")) else {
+        return answer(StatusCode::NOT_FOUND, Bytes::new());
+    };
+    let upgrading = hyper::upgrade::on(&mut request);
+    let Ok(response) = create_response(&request.map(|_| ())) else {
+        return answer(StatusCode::BAD_REQUEST, Bytes::new());
+    };
+    tokio::spawn(async move {
+        if let Ok(upgraded) = upgrading.await {
+            let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+            run(state, session, cell, socket, line).await;
+        }
+    });
+    response.map(|()| Full::default())
+}
+
+async fn run(
+    state: Arc<State>,
+    session: Arc<Session>,
+    cell: String,
+    mut socket: WebSocket,
+    line: CancellationToken,
+) {
+    let first = timeout(TOKEN_TIMEOUT, first_message(&mut socket)).await.ok().flatten();
+    let admitted = match &first {
+        Some(open) => session.admit(open, &cell),
+        None => Err("no token was sent"),
+    };
+    if let Err(why) = admitted {
+        tracing::warn!("{}: data channel refused: {why}", session.id);
+        state.count(|status| status.bad_tokens += 1);
+        let _ = timeout(CLOSE_TIMEOUT, close(&mut socket, 1008, why)).await;
+        return;
+    }
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let id = NEXT.fetch_add(1, Ordering::Relaxed);
+    let (queue, outbound) = mpsc::channel(QUEUE);
+    let (close, commands) = mpsc::channel(1);
+    let connection = Connection { id, session: session.id.clone(), close, line: line.clone() };
+    state.world().connections.push(connection);
+    session.agent.attach(Link { connection: id, queue, line: line.clone() });
+    state.count(|status| status.opened += 1);
+
+    let (mut sink, mut stream) = socket.split();
+    let closing = tokio::select! {
+        () = line.cancelled() => false,
+        () = read(&state, &session, &mut stream) => false,
+        frame = write(&mut sink, outbound, commands) => match frame {
+            Some(frame) => sink.send(Frame::Close(Some(frame))).await.is_ok(),
+            None => false,
+        },
+    };
+    session.agent.detach(id);
+    state.world().connections.retain(|connection| connection.id != id);
+    state.count(|status| status.closed += 1);
+    if closing {
+        // What the client has sent before it saw the close frame is lost, as with a connection that dies.
+        let rest = async { while let Some(Ok(_)) = stream.next().await {} };
+        let _ = timeout(CLOSE_TIMEOUT, line.run_until_cancelled(rest)).await;
+    }
+}
+
+async fn first_message(socket: &mut WebSocket) -> Option<OpenDataChannel> {
+    loop {
+        match socket.next().await?.ok()? {
+            Frame::Text(text) => return serde_json::from_str(&text).ok(),
+            Frame::Ping(_) | Frame::Pong(_) => {}
+            _ => return None,
+        }
+    }
+}
+
+/// From the client to the agent, until the client is gone.
+async fn read(state: &State, session: &Session, stream: &mut SplitStream<WebSocket>) {
+    while let Some(Ok(frame)) = stream.next().await {
+        match frame {
+            Frame::Binary(bytes) => match Message::decode(&bytes) {
+                Ok(message) => session.agent.deliver(message).await,
+                Err(error) => state.violation(&session.id, error),
+            },
+            Frame::Text(_) => state.violation(&session.id, "a text message on an open data channel"),
+            Frame::Ping(_) => {
+                state.count(|status| status.session(&session.id, |session| session.pings += 1));
+            }
+            Frame::Close(_) | Frame::Pong(_) | Frame::Frame(_) => {}
+        }
+    }
+}
+
+/// From the agent to the client. The close frame to end with, `None` if the client is gone.
+async fn write(
+    sink: &mut SplitSink<WebSocket, Frame>,
+    mut outbound: mpsc::Receiver<Outbound>,
+    mut commands: mpsc::Receiver<(u16, String)>,
+) -> Option<CloseFrame> {
+    loop {
+        let (code, reason) = tokio::select! {
+            biased;
+            Some(command) = commands.recv() => command,
+            next = outbound.recv() => match next {
+                Some(Outbound::Message(bytes)) => {
+                    sink.send(Frame::Binary(bytes)).await.ok()?;
+                    continue;
+                }
+                Some(Outbound::Close(code, reason)) => (code, reason),
+                // A newer connection has taken its place.
+                None => (1000, "replaced".into()),
+            }
+        };
+        return Some(CloseFrame { code: code.into(), reason: reason.into() });
+    }
+}
+
+async fn close(socket: &mut WebSocket, code: u16, reason: &str) {
+    let frame = CloseFrame { code: code.into(), reason: reason.to_owned().into() };
+    if socket.close(Some(frame)).await.is_ok() {
+        while let Some(Ok(_)) = socket.next().await {}
+    }
+}

@@ -1,0 +1,134 @@
+//! The lab commanded in words, a line each: for trying things by hand and from other processes.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+
+use crate::fault::{ApiFault, Call, Fault, Link, Loss, UpgradeFault};
+use crate::lab::Lab;
+
+/// The commands. A time at the end of a fault's line ends it by itself.
+pub const HELP: &str = "\
+close [CODE [REASON]]   abort   terminate [REASON]   sessions   status   faults   clear   help
+refuse [TIME]   blackhole [TIME]   away [TIME]   destination-refused [TIME]
+start|resume|end throttled|denied|forbidden|expired|not-connected|internal|garbage|silence|no-token [TIME]
+upgrades STATUS|stall [TIME]   slow LATENCY BYTES_PER_SECOND [TIME]   lose FRACTION [TIME]
+idle TIME   life TIME";
+
+/// Performs one command and says what came of it.
+///
+/// # Errors
+/// The command cannot be understood.
+pub fn perform(lab: &Lab, line: &str) -> anyhow::Result<Value> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let rest = |from: usize| words.get(from..).unwrap_or_default().join(" ");
+    Ok(match words[..] {
+        ["close", ..] => {
+            let code = words.get(1).map_or(Ok(1000), |code| code.parse()).context("close code")?;
+            let reason = if words.len() > 2 { rest(2) } else { "Bye".into() };
+            json!({ "closed": lab.close_all(code, &reason) })
+        }
+        ["abort"] => json!({ "aborted": lab.abort_all() }),
+        ["terminate", ..] => {
+            let reason = if words.len() > 1 { rest(1) } else { "Session is already terminated".into() };
+            json!({ "terminated": lab.terminate_all(&reason) })
+        }
+        ["sessions"] => json!(lab.status().sessions),
+        ["status"] => json!(lab.status()),
+        ["faults"] => json!(lab.faults()),
+        ["clear"] => {
+            lab.clear_all();
+            json!({ "cleared": true })
+        }
+        ["help"] => json!({ "help": HELP.lines().collect::<Vec<_>>() }),
+        _ => {
+            let (fault, time) = fault(&words)?;
+            match time {
+                Some(time) => drop(lab.set_for(fault, time)),
+                None => lab.set(fault),
+            }
+            json!({ "set": format!("{fault:?}"), "seconds": time.map(|time| time.as_secs_f64()) })
+        }
+    })
+}
+
+fn fault(words: &[&str]) -> anyhow::Result<(Fault, Option<Duration>)> {
+    let (fault, time) = match *words {
+        ["refuse", ref time @ ..] => (Fault::Refuse, time),
+        ["blackhole", ref time @ ..] => (Fault::BlackHole, time),
+        ["away", ref time @ ..] => (Fault::AgentAway, time),
+        ["destination-refused", ref time @ ..] => (Fault::DestinationRefused, time),
+        ["start", fault, ref time @ ..] => (Fault::Api(Call::Start, api_fault(fault)?), time),
+        ["resume", fault, ref time @ ..] => (Fault::Api(Call::Resume, api_fault(fault)?), time),
+        ["end", fault, ref time @ ..] => (Fault::Api(Call::Terminate, api_fault(fault)?), time),
+        ["upgrades", "stall", ref time @ ..] => (Fault::Upgrades(UpgradeFault::Stalled), time),
+        ["upgrades", status, ref time @ ..] => {
+            (Fault::Upgrades(UpgradeFault::Refused(status.parse()?)), time)
+        }
+        ["slow", latency, bandwidth, ref time @ ..] => {
+            (Fault::SlowLink(Link { latency: duration(latency)?, bandwidth: bandwidth.parse()? }), time)
+        }
+        ["lose", fraction, ref time @ ..] => {
+            let lost: f64 = fraction.parse()?;
+            let loss =
+                Loss { input: lost, output: lost, acknowledgements_in: lost, acknowledgements_out: lost };
+            (Fault::LostMessages(loss), time)
+        }
+        ["idle", limit] => (Fault::IdleTimeout(duration(limit)?), &words[..0]),
+        ["life", limit] => (Fault::MaximumLife(duration(limit)?), &words[..0]),
+        _ => bail!("no such command; try help"),
+    };
+    Ok(match *time {
+        [] => (fault, None),
+        [time] => (fault, Some(duration(time)?)),
+        _ => bail!("too many words; try help"),
+    })
+}
+
+fn api_fault(word: &str) -> anyhow::Result<ApiFault> {
+    Ok(match word {
+        "throttled" => ApiFault::Throttled,
+        "denied" => ApiFault::Denied,
+        "forbidden" => ApiFault::Forbidden,
+        "expired" => ApiFault::Expired,
+        "not-connected" => ApiFault::TargetNotConnected,
+        "internal" => ApiFault::Internal,
+        "garbage" => ApiFault::Garbage,
+        "silence" => ApiFault::Silence,
+        "no-token" => ApiFault::NoToken,
+        _ => bail!("no such fault of a call: {word}"),
+    })
+}
+
+/// `500ms`, `20s`, `2m`.
+fn duration(text: &str) -> anyhow::Result<Duration> {
+    let number = |unit| text.strip_suffix(unit).and_then(|number| number.parse::<f64>().ok());
+    let seconds = number("ms")
+        .map(|number| number / 1000.0)
+        .or_else(|| number("s"))
+        .or_else(|| Some(number("m")? * 60.0))
+        .with_context(|| format!("{text} is no time such as 500ms, 20s or 2m"))?;
+    Duration::try_from_secs_f64(seconds).context("no time")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_understood() {
+        let understood = |line: &str| fault(&line.split_whitespace().collect::<Vec<_>>()).ok();
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!(understood("refuse 20s"), Some((Fault::Refuse, seconds(20))));
+        assert_eq!(understood("blackhole 2m"), Some((Fault::BlackHole, seconds(120))));
+        assert_eq!(understood("resume denied"), Some((Fault::Api(Call::Resume, ApiFault::Denied), None)));
+        let slow = Link { latency: Duration::from_millis(50), bandwidth: 1000 };
+        assert_eq!(understood("slow 50ms 1000 1s"), Some((Fault::SlowLink(slow), seconds(1))));
+        let stalled = Fault::Upgrades(UpgradeFault::Stalled);
+        assert_eq!(understood("upgrades stall"), Some((stalled, None)));
+        for wrong in ["refuse 20", "refuse 20s 30s", "refuse -1s", "resume", "upgrades no", "", "lose"] {
+            assert_eq!(understood(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! What can be made to go wrong, and the set of faults that are in force.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// The three calls of the API that faults can be put on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// `StartSession`.
+    Start,
+    /// `ResumeSession`.
+    Resume,
+    /// `TerminateSession`.
+    Terminate,
+}
+
+/// How a call of the API fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum ApiFault {
+    /// 400 `ThrottlingException`.
+    Throttled,
+    /// 400 `AccessDeniedException`.
+    Denied,
+    /// 403 without a JSON body, as a proxy on the way would answer.
+    Forbidden,
+    /// 400 `ExpiredTokenException`.
+    Expired,
+    /// 400 `TargetNotConnected`.
+    TargetNotConnected,
+    /// 500 `InternalServerError`.
+    Internal,
+    /// 200 with a body that is no JSON.
+    Garbage,
+    /// The connection is accepted, the request read, nothing answered. A client that is still waiting when the
+    /// fault is cleared gets its answer; one that went away was never counted.
+    Silence,
+    /// `ResumeSession` answers without a token. Without effect on the other calls.
+    NoToken,
+}
+
+/// What happens to requests for a WebSocket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum UpgradeFault {
+    /// Answered with this HTTP status.
+    Refused(u16),
+    /// Never answered, as long as the fault is in force.
+    Stalled,
+}
+
+/// The state of the way to the service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum Network {
+    /// As it should be.
+    #[default]
+    Up,
+    /// Every connection is reset: new ones at accept, open ones when the fault begins.
+    Refusing,
+    /// Connections are accepted and stay open, but nothing is read or written.
+    BlackHole,
+}
+
+/// A slow way to the service. Latency counts once in each direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Link {
+    /// In each direction.
+    pub latency: Duration,
+    /// Bytes per second of each connection in each direction; 0 for no limit.
+    pub bandwidth: u64,
+}
+
+/// Fractions of messages lost between client and agent, 0.0 to 1.0, drawn with the lab's seed. The handshake is spared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Loss {
+    /// Stream messages of the client.
+    pub input: f64,
+    /// Stream messages of the agent.
+    pub output: f64,
+    /// Acknowledgements by the client.
+    pub acknowledgements_in: f64,
+    /// Acknowledgements by the agent.
+    pub acknowledgements_out: f64,
+}
+
+/// A fault that stays until it is cleared.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fault {
+    /// A call of the API fails.
+    Api(Call, ApiFault),
+    /// No WebSocket can be opened.
+    Upgrades(UpgradeFault),
+    /// Everything is refused and reset.
+    Refuse,
+    /// Everything is accepted and nothing answered.
+    BlackHole,
+    /// The agent cannot reach the destination.
+    DestinationRefused,
+    /// The way to the service is slow.
+    SlowLink(Link),
+    /// Messages are lost.
+    LostMessages(Loss),
+    /// The agent has lost its connection to the service.
+    AgentAway,
+    /// Sessions without stream data for so long are ended. Not a fault as such: the account's setting, 20 min.
+    IdleTimeout(Duration),
+    /// Sessions older than this are ended. Off by default.
+    MaximumLife(Duration),
+}
+
+/// All that is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Faults {
+    /// On `StartSession`.
+    pub start: Option<ApiFault>,
+    /// On `ResumeSession`.
+    pub resume: Option<ApiFault>,
+    /// On `TerminateSession`.
+    pub terminate: Option<ApiFault>,
+    /// On WebSocket upgrades.
+    pub upgrades: Option<UpgradeFault>,
+    /// The way to the service.
+    pub network: Network,
+    /// The destination answers no connection.
+    pub destination_refused: bool,
+    /// How fast the way is.
+    pub link: Link,
+    /// What is lost.
+    pub loss: Loss,
+    /// The agent has lost its connection.
+    pub agent_away: bool,
+    /// The account's idle timeout.
+    pub idle_timeout: Duration,
+    /// The account's maximum session duration.
+    pub maximum_life: Option<Duration>,
+}
+
+/// The service's default.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20 * 60);
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self {
+            start: None,
+            resume: None,
+            terminate: None,
+            upgrades: None,
+            network: Network::Up,
+            destination_refused: false,
+            link: Link::default(),
+            loss: Loss::default(),
+            agent_away: false,
+            idle_timeout: IDLE_TIMEOUT,
+            maximum_life: None,
+        }
+    }
+}
+
+impl Faults {
+    /// The fault on a call of the API.
+    pub fn on(&self, call: Call) -> Option<ApiFault> {
+        match call {
+            Call::Start => self.start,
+            Call::Resume => self.resume,
+            Call::Terminate => self.terminate,
+        }
+    }
+
+    pub(crate) fn set(&mut self, fault: Fault) {
+        match fault {
+            Fault::Api(call, fault) => *self.on_mut(call) = Some(fault),
+            Fault::Upgrades(fault) => self.upgrades = Some(fault),
+            Fault::Refuse => self.network = Network::Refusing,
+            Fault::BlackHole => self.network = Network::BlackHole,
+            Fault::DestinationRefused => self.destination_refused = true,
+            Fault::SlowLink(link) => self.link = link,
+            Fault::LostMessages(loss) => self.loss = loss,
+            Fault::AgentAway => self.agent_away = true,
+            Fault::IdleTimeout(limit) => self.idle_timeout = limit,
+            Fault::MaximumLife(limit) => self.maximum_life = Some(limit),
+        }
+    }
+
+    /// Takes back what `fault` has set; a different fault of the same kind goes with it.
+    pub(crate) fn clear(&mut self, fault: Fault) {
+        match fault {
+            Fault::Api(call, _) => *self.on_mut(call) = None,
+            Fault::Upgrades(_) => self.upgrades = None,
+            Fault::Refuse | Fault::BlackHole => self.network = Network::Up,
+            Fault::DestinationRefused => self.destination_refused = false,
+            Fault::SlowLink(_) => self.link = Link::default(),
+            Fault::LostMessages(_) => self.loss = Loss::default(),
+            Fault::AgentAway => self.agent_away = false,
+            Fault::IdleTimeout(_) => self.idle_timeout = IDLE_TIMEOUT,
+            Fault::MaximumLife(_) => self.maximum_life = None,
+        }
+    }
+
+    fn on_mut(&mut self, call: Call) -> &mut Option<ApiFault> {
+        match call {
+            Call::Start => &mut self.start,
+            Call::Resume => &mut self.resume,
+            Call::Terminate => &mut self.terminate,
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! What a lab is started with.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// What a lab is started with; the defaults do for most tests.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The region in the host names of stream URLs.
+    pub region: String,
+    /// Loopback port of the API, 0 for any.
+    pub api_port: u16,
+    /// Loopback port of the data channel without TLS, 0 for any.
+    pub ws_port: u16,
+    /// Loopback port of data channel and API with TLS, 0 for any.
+    pub tls_port: u16,
+    /// Decides which messages are lost.
+    pub seed: u64,
+    /// What the agent calls itself in the handshake.
+    pub agent_version: String,
+    /// Managed nodes. A target that is not among them is taken to be online, with no tags.
+    pub nodes: Vec<Node>,
+    /// Session documents beside the ones that every account has.
+    pub documents: BTreeMap<String, Document>,
+    /// Addresses of remote hosts by name, each with the port that stands for every port of that host. A session keeps
+    /// the addresses of its start. Other names are looked up; only loopback addresses are ever dialled.
+    pub hosts: BTreeMap<String, Vec<SocketAddr>>,
+    /// Whether the service tells the agent to pause while no client is connected. If not, the agent goes on into its
+    /// buffer, and what it sends is lost.
+    pub pauses_agent: bool,
+    /// The agent gives up if the client has not answered its handshake for so long after the session's start.
+    pub handshake_timeout: Duration,
+    /// The agent waits so long after each message.
+    pub pace: Duration,
+    /// A missing number in the client's stream that stays missing for so long, while everything works, is a violation.
+    pub gap_limit: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            region: "us-west-2".into(),
+            api_port: 0,
+            ws_port: 0,
+            tls_port: 0,
+            seed: 1,
+            agent_version: "3.3.2299.0".into(),
+            nodes: Vec::new(),
+            documents: BTreeMap::new(),
+            hosts: BTreeMap::new(),
+            pauses_agent: true,
+            handshake_timeout: Duration::from_secs(15),
+            pace: Duration::from_millis(1),
+            gap_limit: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A managed node.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// `i-…` or `mi-…`.
+    pub id: String,
+    /// `Online` as opposed to `ConnectionLost`.
+    pub online: bool,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
+}
+
+impl Node {
+    /// An online node with one tag.
+    pub fn tagged(id: &str, tag: &str, value: &str) -> Self {
+        Self { id: id.into(), online: true, tags: BTreeMap::from([(tag.into(), value.into())]) }
+    }
+}
+
+/// A session document.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// `Port`, `Standard_Stream`, `InteractiveCommands` …
+    pub session_type: String,
+    /// Parameters with their default values; `None` where one has to be given.
+    pub parameters: BTreeMap<String, Option<String>>,
+    /// Text values may name parameters: `{{ portNumber }}`.
+    pub properties: Value,
+}
+
+impl Document {
+    /// A document for a port of the target, or of a remote host if `host` is among the parameters.
+    pub fn port<'a>(parameters: impl IntoIterator<Item = (&'a str, Option<&'a str>)>) -> Self {
+        let parameters: BTreeMap<String, Option<String>> = parameters
+            .into_iter()
+            .map(|(name, default)| (name.to_owned(), default.map(Into::into)))
+            .collect();
+        let mut properties = json!({ "type": "LocalPortForwarding" });
+        for name in parameters.keys() {
+            properties[name] = json!(format!("{{{{ {name} }}}}"));
+        }
+        Self { session_type: "Port".into(), parameters, properties }
+    }
+
+    /// The documents of every account.
+    pub fn built_in() -> BTreeMap<String, Self> {
+        let shell = |session_type: &str| Self {
+            session_type: session_type.into(),
+            parameters: BTreeMap::new(),
+            properties: json!({}),
+        };
+        let port = [("portNumber", Some("80")), ("localPortNumber", Some("0"))];
+        BTreeMap::from([
+            ("AWS-StartPortForwardingSession".into(), Self::port(port)),
+            (
+                "AWS-StartPortForwardingSessionToRemoteHost".into(),
+                Self::port(port.into_iter().chain([("host", None)])),
+            ),
+            ("SSM-SessionManagerRunShell".into(), shell("Standard_Stream")),
+            ("AWS-StartInteractiveCommand".into(), shell("InteractiveCommands")),
+        ])
+    }
+
+    /// The properties with parameters put in.
+    ///
+    /// # Errors
+    /// An unknown parameter, or one without a value.
+    pub fn fill(&self, given: &BTreeMap<String, Vec<String>>) -> Result<Value, String> {
+        if let Some(unknown) = given.keys().find(|name| !self.parameters.contains_key(*name)) {
+            return Err(format!("Parameters [{unknown}] are not defined in the document"));
+        }
+        let mut properties = self.properties.clone();
+        let Value::Object(fields) = &mut properties else {
+            return Ok(properties);
+        };
+        for (name, default) in &self.parameters {
+            let value = given.get(name).and_then(|values| values.first()).or(default.as_ref());
+            let value = value.ok_or_else(|| format!("Parameter \"{name}\" requires a value"))?;
+            for text in fields.values_mut() {
+                if let Value::String(text) = text {
+                    *text = text.replace(&format!("{{{{ {name} }}}}"), value);
+                }
+            }
+        }
+        Ok(properties)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_put_into_properties() {
+        let document = &Document::built_in()["AWS-StartPortForwardingSessionToRemoteHost"];
+        let mut given = BTreeMap::from([("portNumber".to_owned(), vec!["5432".to_owned()])]);
+        assert_eq!(document.fill(&given).unwrap_err(), "Parameter \"host\" requires a value");
+        given.insert("host".into(), vec!["db".into()]);
+        let filled =
+            json!({"type":"LocalPortForwarding","host":"db","portNumber":"5432","localPortNumber":"0"});
+        assert_eq!(document.fill(&given).unwrap(), filled);
+        given.insert("hots".into(), vec![]);
+        assert!(document.fill(&given).unwrap_err().contains("[hots]"));
+    }
+}

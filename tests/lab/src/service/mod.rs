@@ -1,0 +1,88 @@
+//! The service's HTTP side: the API, and the upgrades to data channels. All three listeners answer both, as the
+//! plugin's own API calls come through the same TLS as its data channel.
+
+mod api;
+mod error;
+pub(crate) mod session;
+mod signature;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HOST};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+
+use crate::channel;
+use crate::state::State;
+use error::Refusal;
+
+/// The longest request body.
+const LONGEST_BODY: usize = 64 * 1024;
+
+type Answer = Response<Full<Bytes>>;
+
+/// Serves one connection until it is closed; `line` resets it.
+pub(crate) async fn serve<S>(state: Arc<State>, stream: S, line: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request| {
+        let (state, line) = (state.clone(), line.clone());
+        async move { Ok::<_, Infallible>(route(state, line, request).await) }
+    });
+    let http = hyper::server::conn::http1::Builder::new();
+    // A client that resets its connection is nothing to report.
+    let _ = http.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+}
+
+async fn route(state: Arc<State>, line: CancellationToken, request: Request<Incoming>) -> Answer {
+    if request.method() == Method::GET {
+        let signed = signature::is_signed(request.headers(), "ssmmessages");
+        check_host(&state, request.headers(), "ssmmessages");
+        state.count(|status| {
+            status.upgrades += 1;
+            status.unsigned_upgrades += u64::from(!signed);
+        });
+        return channel::upgrade(state, line, request).await;
+    }
+    let target = request.headers().get("x-amz-target").and_then(|value| value.to_str().ok());
+    let call = target.and_then(|target| target.strip_prefix("AmazonSSM.")).unwrap_or_default().to_owned();
+    let signed = signature::is_signed(request.headers(), "ssm");
+    let Ok(body) = Limited::new(request.into_body(), LONGEST_BODY).collect().await else {
+        return answer(StatusCode::BAD_REQUEST, Bytes::new());
+    };
+    if !signed {
+        state.count(|status| status.unsigned_calls += 1);
+        let refusal = Refusal::new("MissingAuthenticationTokenException", "Missing Authentication Token");
+        return answer(refusal.status, refusal.body);
+    }
+    let result: Result<Value, Refusal> = api::answer(&state, &call, &body.to_bytes()).await;
+    match result {
+        Ok(content) => answer(StatusCode::OK, content.to_string().into()),
+        Err(refusal) => answer(refusal.status, refusal.body),
+    }
+}
+
+/// The data channel's name is part of what is signed and of how the service finds its cell.
+fn check_host(state: &State, headers: &HeaderMap, service: &str) {
+    let host = headers.get(HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if host != format!("{service}.{}.amazonaws.com", state.options.region) {
+        state.count(|status| status.wrong_hosts += 1);
+    }
+}
+
+pub(crate) fn answer(status: StatusCode, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    *answer.status_mut() = status;
+    let json = http::HeaderValue::from_static("application/x-amz-json-1.1");
+    answer.headers_mut().insert(CONTENT_TYPE, json);
+    answer
+}

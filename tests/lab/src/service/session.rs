@@ -1,0 +1,195 @@
+//! A session as the service keeps it: its token, and its end.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::agent::{Agent, Plan};
+use crate::channel::Outbound;
+use crate::state::State;
+use crate::status::{Ended, SessionStatus};
+use crate::wire::handshake::{ChannelClosed, OpenDataChannel};
+use crate::wire::message::{Message, MessageType};
+
+/// How often the idle and life limits are looked at.
+const LIMITS_INTERVAL: Duration = Duration::from_millis(50);
+/// A client is given so long to take the word that its session has ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// A live or ended session.
+pub(crate) struct Session {
+    pub id: String,
+    pub target: String,
+    pub document: String,
+    pub reason: String,
+    pub agent: Arc<Agent>,
+    started: Instant,
+    grant: Mutex<Grant>,
+}
+
+/// What opens the data channel: once, with this token under this address.
+#[derive(Default)]
+struct Grant {
+    token: String,
+    cell: String,
+    used: bool,
+    client: Option<String>,
+}
+
+/// What a session is asked for.
+pub(crate) struct Request {
+    pub target: String,
+    pub document: String,
+    pub reason: String,
+    pub plan: Plan,
+}
+
+impl Session {
+    pub fn start(state: &Arc<State>, request: Request) -> Arc<Self> {
+        let id = format!("lab-{}", &Uuid::new_v4().simple().to_string()[..17]);
+        let agent = Agent::start(state.clone(), id.clone(), request.plan, CancellationToken::new());
+        let session = Arc::new(Self {
+            target: request.target,
+            document: request.document,
+            reason: request.reason,
+            started: Instant::now(),
+            grant: Mutex::default(),
+            agent,
+            id,
+        });
+        state.world().sessions.insert(session.id.clone(), session.clone());
+        state.count(|status| {
+            let entry = SessionStatus {
+                target: session.target.clone(),
+                document: session.document.clone(),
+                reason: session.reason.clone(),
+                ..SessionStatus::default()
+            };
+            status.sessions.insert(session.id.clone(), entry);
+        });
+        state.handle.spawn(session.clone().watch_limits(state.clone()));
+        session
+    }
+
+    pub fn is_live(&self) -> bool {
+        !self.agent.ended.is_cancelled()
+    }
+
+    /// A fresh token and stream URL; older ones are void from now on.
+    pub fn grant(&self, region: &str) -> (String, String) {
+        let random: Vec<u8> = (0..6).flat_map(|_| *Uuid::new_v4().as_bytes()).collect();
+        let token = format!("AAEAA{}", BASE64_STANDARD.encode(&random));
+        let cell = format!("AAEx{}", &BASE64_STANDARD.encode(&random[..48]).replace(['+', '/', '='], "x"));
+        let url = format!(
+            "wss://ssmmessages.{region}.amazonaws.com/v1/data-channel/{}?role=publish_subscribe&cell-number={cell}",
+            self.id
+        );
+        let mut grant = self.grant.lock().unwrap_or_else(PoisonError::into_inner);
+        *grant = Grant { token: token.clone(), cell, used: false, client: grant.client.take() };
+        (token, url)
+    }
+
+    /// Checks the first message of a data channel and uses its token up.
+    ///
+    /// # Errors
+    /// Why it does not open the channel.
+    pub fn admit(&self, open: &OpenDataChannel, cell: &str) -> Result<(), &'static str> {
+        let mut grant = self.grant.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_live() {
+            Err("Session is already terminated")
+        } else if open.token_value != grant.token {
+            Err("the token is wrong or old")
+        } else if cell != grant.cell {
+            Err("the stream URL is old")
+        } else if std::mem::replace(&mut grant.used, true) {
+            Err("the token has been used")
+        } else if open.message_schema_version != "1.0" || Uuid::parse_str(&open.request_id).is_err() {
+            Err("the first message is malformed")
+        } else if grant.client.get_or_insert_with(|| open.client_id.clone()) != &open.client_id {
+            Err("the client id has changed")
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Ends the session, and tells the client if it is connected.
+    pub fn end(&self, state: &Arc<State>, output: &str, by_client: bool) {
+        let mut first = false;
+        state.count(|status| {
+            first = status.sessions.remove(&self.id).is_some();
+            if first {
+                let (session, output) = (self.id.clone(), output.to_owned());
+                status.ended.push(Ended { session, output, by_client });
+            }
+        });
+        if !first {
+            return;
+        }
+        self.agent.ended.cancel();
+        let content = ChannelClosed {
+            message_type: MessageType::ChannelClosed.as_str().into(),
+            message_id: Uuid::new_v4().to_string(),
+            destination_id: self.target.clone(),
+            session_id: self.id.clone(),
+            schema_version: 1,
+            created_date: "Thu Jan 01 00:00:00 UTC 2026".into(),
+            output: output.into(),
+        };
+        // Strings and numbers: serialization cannot fail.
+        let content = Bytes::from(serde_json::to_vec(&content).unwrap_or_default());
+        if let Some(client) = self.agent.client() {
+            state.handle.spawn(async move {
+                let farewell = async {
+                    let message = Message::unnumbered(MessageType::ChannelClosed, content).encode();
+                    let _ = client.queue.send(Outbound::Message(message)).await;
+                    let _ = client.queue.send(Outbound::Close(1000, String::new())).await;
+                };
+                if tokio::time::timeout(LAST_WORDS, farewell).await.is_err() {
+                    client.line.cancel();
+                }
+            });
+        }
+    }
+
+    /// Ends the session when it has been idle too long, lived too long, or the agent gives up.
+    async fn watch_limits(self: Arc<Self>, state: Arc<State>) {
+        let mut gives_up = self.agent.gives_up.subscribe();
+        let mut tick = tokio::time::interval(LIMITS_INTERVAL);
+        loop {
+            tokio::select! {
+                () = self.agent.ended.cancelled() => return,
+                _ = tick.tick() => {}
+                _ = gives_up.changed() => {}
+            }
+            let faults = *state.faults.borrow();
+            let own_reason = gives_up.borrow_and_update().clone();
+            if let Some((words, by_client)) = own_reason {
+                self.end(&state, &words, by_client);
+            } else if faults.maximum_life.is_some_and(|limit| self.started.elapsed() >= limit) {
+                self.end(&state, "Your session timed out due to maximum session duration", false);
+            } else if self.agent.idle() >= faults.idle_timeout {
+                self.end(&state, "Your session timed out due to inactivity", false);
+            }
+        }
+    }
+}
+
+/// The addresses of a session's destination, as the agent finds them at its start. Nothing beyond loopback is ever
+/// dialled.
+pub(crate) async fn resolve(state: &State, host: Option<&str>, port: u16) -> Vec<SocketAddr> {
+    let Some(host) = host.filter(|host| !host.is_empty()) else {
+        return crate::agent::own_port(port);
+    };
+    let known = state.world().hosts.get(host).cloned();
+    let addresses = match known {
+        Some(addresses) => addresses,
+        None => tokio::net::lookup_host((host, port)).await.map(Iterator::collect).unwrap_or_default(),
+    };
+    addresses.into_iter().filter(|address| address.ip().is_loopback()).collect()
+}

@@ -1,0 +1,77 @@
+//! What all parts of the lab share. Locks are held for a few lines only, never across an await.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::channel::Connection;
+use crate::fault::{Faults, Loss};
+use crate::options::{Document, Node, Options};
+use crate::service::session::Session;
+use crate::status::Status;
+
+pub(crate) struct State {
+    pub options: Options,
+    /// The lab's own runtime: commands come from the runtimes of tests.
+    pub handle: Handle,
+    pub faults: watch::Sender<Faults>,
+    pub status: watch::Sender<Status>,
+    pub world: Mutex<World>,
+    dice: Mutex<StdRng>,
+}
+
+/// What tests may change while the lab runs, and what clients have made.
+pub(crate) struct World {
+    /// Live and ended sessions.
+    pub sessions: BTreeMap<String, Arc<Session>>,
+    /// Open data channels.
+    pub connections: Vec<Connection>,
+    pub nodes: Vec<Node>,
+    pub documents: BTreeMap<String, Document>,
+    pub hosts: BTreeMap<String, Vec<SocketAddr>>,
+}
+
+impl State {
+    pub fn new(options: Options, handle: Handle) -> Self {
+        let mut documents = Document::built_in();
+        documents.extend(options.documents.clone());
+        Self {
+            world: Mutex::new(World {
+                sessions: BTreeMap::new(),
+                connections: Vec::new(),
+                nodes: options.nodes.clone(),
+                documents,
+                hosts: options.hosts.clone(),
+            }),
+            dice: Mutex::new(StdRng::seed_from_u64(options.seed)),
+            faults: watch::Sender::new(Faults::default()),
+            status: watch::Sender::new(Status::default()),
+            handle,
+            options,
+        }
+    }
+
+    pub fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn count(&self, change: impl FnOnce(&mut Status)) {
+        self.status.send_modify(change);
+    }
+
+    pub fn violation(&self, session: &str, text: impl std::fmt::Display) {
+        self.count(|status| status.violation(format!("{session}: {text}")));
+    }
+
+    /// Whether a message is lost, by the fraction that `which` picks.
+    pub fn loses(&self, which: fn(&Loss) -> f64) -> bool {
+        let fraction = which(&self.faults.borrow().loss);
+        let mut dice = self.dice.lock().unwrap_or_else(PoisonError::into_inner);
+        fraction > 0.0 && dice.random::<f64>() < fraction
+    }
+}
