@@ -88,6 +88,11 @@ impl Ledger {
         self.lock().streams.values().map(|held| held.len).sum()
     }
 
+    /// The bytes of one stream handed to the plugin and not yet seen to leave it.
+    pub fn held(&self, stream: u32) -> usize {
+        self.lock().streams.get(&stream).map_or(0, |held| held.len)
+    }
+
     /// A poisoned lock is taken all the same: every method leaves the account whole.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

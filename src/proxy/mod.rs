@@ -1,45 +1,291 @@
 //! The clients' side: owns the local ports, holds connections while there is no session, and carries their bytes.
+//!
+//! A [`Proxy`] stands for one tunnel. Its listeners come and go with the configuration; the sessions that take new
+//! connections are published to it by the driver as [`Route`]s. A client is accepted at once, waits for a route if
+//! there is none, and is carried by one task until it ends:
+//!
+//! ```text
+//! accepted ──► held ──► connecting ──► carried ──► closed
+//!    │          │  ▲                      │
+//!    │          │  └── nothing carried ───┤ session over
+//!    ▼          ▼                         ▼
+//! too many   timed out, gone, stopping   cut
+//! ```
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+mod client;
+mod hold;
+mod holder;
+pub mod listener;
+mod pump;
+#[cfg(test)]
+mod rig;
+mod route;
+mod stats;
 
-use tokio::sync::{Mutex, watch};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::gateway::ledger::Ledger;
-use crate::tunnel::Generation;
+pub use self::client::Client;
+pub use self::holder::Holder;
+pub use self::listener::{BindError, Listener};
+pub use self::route::Route;
+pub use self::stats::{Counts, Stats};
 
-/// One session as the proxy sees it: somewhere to connect to. The driver publishes those that take new connections in
-/// a `watch` channel, as `Vec<Arc<Route>>`.
-#[derive(Debug)]
-pub struct Route {
-    /// The session's number in its tunnel.
-    pub generation: Generation,
-    /// For log lines.
-    pub session_id: String,
-    /// The plugin's port.
-    pub address: SocketAddr,
-    /// Where the bytes given to the plugin are written down.
-    pub ledger: Arc<Ledger>,
-    /// Cancelled when the session is over: what is still open on it is cut, or moved if it carried nothing yet.
-    pub ended: CancellationToken,
-    /// Connections open on it; the driver waits here for a draining session to become empty.
-    pub open: watch::Sender<usize>,
-    /// One connection at a time: their order is how they are matched to mux streams.
-    connecting: Mutex<()>,
+use self::hold::{Outage, Refusal};
+use self::pump::End;
+use self::stats::Place;
+use crate::config;
+use crate::telemetry::thin::Thin;
+
+/// What a reload can change without touching a connection. Each client goes by what is in force when it needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How long a client waits for a session before it is closed.
+    pub hold: Duration,
+    /// Clients waiting at once; a further one is closed at once.
+    pub max_held: usize,
+    /// Connections open at once, the waiting ones included; a further one is closed at once.
+    pub max_connections: usize,
+    /// After a client has shut down its sending side: how long the destination may be silent before both are closed.
+    pub half_close_timeout: Duration,
 }
 
-impl Route {
-    /// A route to the plugin that listens on `address`.
-    pub fn new(generation: Generation, session_id: String, address: SocketAddr, ledger: Arc<Ledger>) -> Self {
+impl From<&config::Tunnel> for Settings {
+    fn from(tunnel: &config::Tunnel) -> Self {
         Self {
-            generation,
-            session_id,
-            address,
-            ledger,
-            ended: CancellationToken::new(),
-            open: watch::Sender::new(0),
-            connecting: Mutex::new(()),
+            hold: tunnel.hold,
+            max_held: tunnel.max_held,
+            max_connections: tunnel.max_connections,
+            half_close_timeout: tunnel.half_close_timeout,
         }
+    }
+}
+
+/// One tunnel's clients.
+pub struct Proxy {
+    tunnel: String,
+    routes: watch::Receiver<Vec<Arc<Route>>>,
+    settings: watch::Receiver<Settings>,
+    stats: Arc<Stats>,
+    /// What became of held clients, while some are held.
+    outage: Mutex<Option<Outage>>,
+    /// No client is accepted or held any more.
+    stopping: CancellationToken,
+    /// No connection goes on.
+    deadline: CancellationToken,
+    tasks: TaskTracker,
+    refusals: Thin,
+}
+
+impl Proxy {
+    /// The clients of `tunnel`, which go to the `routes` that are published at the time. Nothing is accepted before
+    /// [`Self::serve`].
+    pub fn new(
+        tunnel: impl Into<String>,
+        routes: watch::Receiver<Vec<Arc<Route>>>,
+        settings: watch::Receiver<Settings>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            tunnel: tunnel.into(),
+            routes,
+            settings,
+            stats: Arc::default(),
+            outage: Mutex::default(),
+            stopping: CancellationToken::new(),
+            deadline: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            refusals: Thin::new(1),
+        })
+    }
+
+    /// The tunnel's numbers.
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    /// Accepts clients from `listener`, in a task of its own, until the [`Door`] is closed or the proxy stops.
+    pub fn serve(self: &Arc<Self>, listener: Listener) -> Door {
+        let stop = self.stopping.child_token();
+        let proxy = Arc::clone(self);
+        let until = stop.clone();
+        let closed = self.tasks.spawn(async move {
+            let admit = |client| proxy.admit(client);
+            let failed = |_: &std::io::Error| proxy.stats.count(|counts| counts.accept_errors += 1);
+            listener.accept_until(until, admit, failed).await;
+        });
+        Door { stop, closed }
+    }
+
+    /// Stops: the addresses are closed and held clients dropped at once, open connections may go on until `deadline`
+    /// and are cut then. Returns how many were cut.
+    pub async fn stop(&self, deadline: Instant) -> u64 {
+        self.stopping.cancel();
+        self.tasks.close();
+        if timeout_at(deadline, self.tasks.wait()).await.is_ok() {
+            return 0;
+        }
+        let before = self.stats.snapshot().cut;
+        self.deadline.cancel();
+        self.tasks.wait().await;
+        self.stats.snapshot().cut - before
+    }
+
+    fn admit(self: &Arc<Self>, client: Client) {
+        let max = self.settings.borrow().max_connections;
+        match self.stats.open(max) {
+            Some(place) => {
+                self.stats.count(|counts| counts.accepted += 1);
+                self.tasks.spawn(Arc::clone(self).carry(client, place));
+            }
+            None => self.tell_refusal("max_connections", max),
+        }
+    }
+
+    /// One client, from its acceptance to its end.
+    async fn carry(self: Arc<Self>, client: Client, _place: Place) {
+        let mut carried = Vec::new();
+        let end = loop {
+            let link = match hold::connect(&self, &client, !carried.is_empty()).await {
+                Ok(link) => link,
+                Err(Refusal::TooMany) => {
+                    return self.tell_refusal("max_held", self.settings.borrow().max_held);
+                }
+                Err(Refusal::Gone | Refusal::TimedOut | Refusal::Stopping) => return,
+            };
+            match pump::run(&client, &link, &mut carried, &self.settings, &self.stats, &self.deadline).await {
+                End::Moved => self.stats.count(|counts| counts.moved += 1),
+                end => break end,
+            }
+        };
+        match end {
+            End::ClientGone | End::Moved => {}
+            End::Stopped => self.stats.count(|counts| counts.cut += 1),
+            End::Finished | End::Cut => {
+                if end == End::Cut {
+                    self.stats.count(|counts| counts.cut += 1);
+                }
+                tokio::select! {
+                    () = self.deadline.cancelled() => {}
+                    () = client.finish() => {}
+                }
+            }
+        }
+    }
+
+    fn tell_refusal(&self, limit: &'static str, max: usize) {
+        if let Some(left_out) = self.refusals.pass(std::time::Instant::now()) {
+            tracing::warn!(
+                tunnel = self.tunnel,
+                event = "client_refused",
+                reason = limit,
+                left_out,
+                "a client was closed at once: {limit} = {max} is reached ({left_out} more since the last such line)"
+            );
+        }
+    }
+}
+
+/// An address that is being served. Dropping it changes nothing.
+pub struct Door {
+    stop: CancellationToken,
+    closed: JoinHandle<()>,
+}
+
+impl Door {
+    /// Closes the address; connections that came through it go on. When this returns it can be bound again.
+    pub async fn close(self) {
+        self.stop.cancel();
+        // An error would be the task's panic or the runtime's end; the address is closed either way.
+        let _ = self.closed.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpStream, UnixStream};
+
+    use super::rig::{Rig, echo, eof, settings};
+    use super::*;
+
+    #[tokio::test]
+    async fn bytes_go_both_ways_through_tcp_and_unix() {
+        let rig = Rig::new(settings());
+        rig.publish(vec![echo(1).await]);
+        let mut tcp = rig.client().await;
+        tcp.write_all(b"hello").await.unwrap();
+        let mut buffer = [0; 5];
+        tcp.read_exact(&mut buffer).await.unwrap();
+        assert_eq!(&buffer, b"hello");
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db.sock");
+        let door = rig.proxy.serve(Listener::bind(&config::Listen::Unix(path.clone())).unwrap());
+        let mut unix = UnixStream::connect(&path).await.unwrap();
+        unix.write_all(b"again").await.unwrap();
+        unix.read_exact(&mut buffer).await.unwrap();
+        assert_eq!(&buffer, b"again");
+
+        door.close().await;
+        assert!(!path.exists());
+        unix.write_all(b"still").await.unwrap();
+        unix.read_exact(&mut buffer).await.unwrap();
+        assert_eq!(&buffer, b"still", "a closed door cuts nobody");
+        let counts = rig.proxy.stats().snapshot();
+        assert_eq!((counts.accepted, counts.open, counts.bytes_up, counts.bytes_down), (2, 2, 15, 15));
+    }
+
+    #[tokio::test]
+    async fn beyond_max_connections_a_client_is_closed_and_a_reload_raises_it() {
+        let rig = Rig::new(Settings { max_connections: 1, ..settings() });
+        rig.publish(vec![echo(1).await]);
+        let _first = rig.client().await;
+        rig.wait(|counts| counts.open == 1).await;
+        let mut second = rig.client().await;
+        eof(&mut second).await;
+        rig.wait(|counts| counts.over_limit == 1).await;
+
+        rig.settings.send_modify(|settings| settings.max_connections = 2);
+        let mut third = rig.client().await;
+        third.write_all(b"x").await.unwrap();
+        assert_eq!(third.read_u8().await.unwrap(), b'x');
+    }
+
+    #[tokio::test]
+    async fn stopping_closes_the_address_and_the_held_and_cuts_the_open_at_the_deadline() {
+        let rig = Rig::new(settings());
+        rig.publish(vec![echo(1).await]);
+        let mut open = rig.client().await;
+        open.write_all(b"x").await.unwrap();
+        open.read_u8().await.unwrap();
+        rig.publish(vec![]);
+        let mut held = rig.client().await;
+        rig.wait(|counts| counts.held == 1).await;
+
+        let stop = tokio::spawn({
+            let proxy = Arc::clone(&rig.proxy);
+            async move { proxy.stop(Instant::now() + Duration::from_millis(500)).await }
+        });
+        eof(&mut held).await;
+        assert!(TcpStream::connect(rig.address).await.is_err());
+        open.write_all(b"y").await.unwrap();
+        assert_eq!(open.read_u8().await.unwrap(), b'y', "an open connection goes on");
+        assert_eq!(stop.await.unwrap(), 1);
+        eof(&mut open).await;
+        assert_eq!(rig.proxy.stats().snapshot().open, 0);
+    }
+
+    #[tokio::test]
+    async fn stopping_without_connections_waits_for_nothing() {
+        let rig = Rig::new(settings());
+        let began = Instant::now();
+        assert_eq!(rig.proxy.stop(began + Duration::from_secs(60)).await, 0);
+        assert!(began.elapsed() < Duration::from_secs(30));
     }
 }

@@ -1,0 +1,196 @@
+//! One client's socket, TCP or Unix, and the ways in which a client can leave.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::{Interest, Ready};
+use tokio::net::{TcpStream, UnixStream};
+
+/// How long a client whose answer is complete may go on sending before its socket is closed.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// A client that has been accepted. Its methods take `&self`, so that one task can read, write and watch it at once.
+#[derive(Debug)]
+pub enum Client {
+    /// Accepted on a TCP port.
+    Tcp(TcpStream),
+    /// Accepted on a Unix socket.
+    Unix(UnixStream),
+}
+
+/// Both kinds of socket have the same methods, but no trait for them.
+macro_rules! either {
+    ($client:expr, $socket:ident => $call:expr) => {
+        match $client {
+            Client::Tcp($socket) => $call,
+            Client::Unix($socket) => $call,
+        }
+    };
+}
+
+impl Client {
+    pub(super) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self, socket => socket.poll_read_ready(cx))
+    }
+
+    pub(super) fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self, socket => socket.poll_write_ready(cx))
+    }
+
+    pub(super) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        either!(self, socket => socket.try_read(buffer))
+    }
+
+    pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        either!(self, socket => socket.try_write(bytes))
+    }
+
+    async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        either!(self, socket => socket.ready(interest).await)
+    }
+
+    /// Whether there is something to read, without taking it: `Ok(0)` is the end of what the client sends.
+    fn peek(&self) -> io::Result<usize> {
+        let mut byte = [MaybeUninit::uninit()];
+        either!(self, socket => socket.try_io(Interest::READABLE, || SockRef::from(socket).peek(&mut byte)))
+    }
+
+    /// Waits until the client has reset its connection.
+    pub(super) async fn reset(&self) {
+        // An error here is the runtime's end.
+        let _ = self.ready(Interest::ERROR).await;
+    }
+
+    /// Waits until a client that waits for a session has gone away. One that has sent something still wants its answer,
+    /// even if it has shut down its sending side; `has_sent` says that bytes of it have been read already.
+    pub(super) async fn gone(&self, has_sent: bool) {
+        let mut has_sent = has_sent;
+        while !has_sent {
+            match self.ready(Interest::READABLE | Interest::ERROR).await {
+                Ok(ready) if !ready.is_error() => {}
+                _ => return,
+            }
+            match self.peek() {
+                Ok(0) => return,
+                Ok(_) => has_sent = true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+        self.reset().await;
+    }
+
+    /// Tells the client that nothing more comes, and waits a moment for its own end. Closing a socket in which
+    /// something lies unread resets the connection, and that would throw away what is still on its way to the client.
+    pub(super) async fn finish(&self) {
+        // A client that is gone already needs no telling.
+        let _ = either!(self, socket => SockRef::from(socket).shutdown(Shutdown::Write));
+        let _ = tokio::time::timeout(LINGER, async {
+            while self.ready(Interest::READABLE).await.is_ok() {
+                match self.discard() {
+                    Ok(0) => return,
+                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
+                    _ => {}
+                }
+            }
+        })
+        .await;
+    }
+
+    fn discard(&self) -> io::Result<usize> {
+        self.try_read(&mut [0; 4096])
+    }
+}
+
+/// A Unix socket needs neither option.
+impl From<UnixStream> for Client {
+    fn from(socket: UnixStream) -> Self {
+        Self::Unix(socket)
+    }
+}
+
+impl From<TcpStream> for Client {
+    fn from(socket: TcpStream) -> Self {
+        set_options(&socket);
+        Self::Tcp(socket)
+    }
+}
+
+/// No delay, because whoever wrote the bytes has decided already how to group them; keepalive, because a client on a
+/// host that has lost its power never says so. Neither is worth losing a connection for.
+pub(super) fn set_options(socket: &impl AsFd) {
+    let socket = SockRef::from(socket);
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(4);
+    if let Err(error) = socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&keepalive)) {
+        tracing::debug!(%error, "a TCP option could not be set");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn tcp_pair() -> (TcpStream, Client) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (theirs, listener.accept().await.unwrap().0.into())
+    }
+
+    async fn is_gone(client: &Client) -> bool {
+        tokio::time::timeout(Duration::from_millis(200), client.gone(false)).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_client_that_closes_has_gone() {
+        let (theirs, client) = tcp_pair().await;
+        assert!(!is_gone(&client).await);
+        drop(theirs);
+        assert!(is_gone(&client).await);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_sent_its_request_waits() {
+        let (mut theirs, client) = tcp_pair().await;
+        theirs.write_all(b"request").await.unwrap();
+        assert!(!is_gone(&client).await);
+        theirs.shutdown().await.unwrap();
+        assert!(!is_gone(&client).await);
+        let mut buffer = [0; 16];
+        assert_eq!(client.try_read(&mut buffer).unwrap(), 7, "nothing was taken");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_resets_has_gone_whatever_it_sent() {
+        let (mut theirs, client) = tcp_pair().await;
+        theirs.write_all(b"request").await.unwrap();
+        assert!(!is_gone(&client).await);
+        SockRef::from(&theirs).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(theirs);
+        assert!(is_gone(&client).await);
+    }
+
+    #[tokio::test]
+    async fn a_unix_client_leaves_and_waits_likewise() {
+        let (mut theirs, ours) = UnixStream::pair().unwrap();
+        let client = Client::from(ours);
+        assert!(!is_gone(&client).await);
+        theirs.write_all(b"request").await.unwrap();
+        theirs.shutdown().await.unwrap();
+        assert!(!is_gone(&client).await);
+
+        let (theirs, ours) = UnixStream::pair().unwrap();
+        drop(theirs);
+        assert!(is_gone(&Client::from(ours)).await);
+    }
+}

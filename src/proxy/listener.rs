@@ -1,0 +1,399 @@
+//! A local address that clients connect to: bound once, and never given up for an error.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+
+use super::client::Client;
+use super::holder::{self, Holder};
+use crate::config::Listen;
+use crate::telemetry::thin::Thin;
+
+/// Connections that the kernel keeps until they are accepted. It makes less of it where `net.core.somaxconn` is less.
+const BACKLOG: i32 = 1024;
+
+/// Owner and group may connect; whoever wants it otherwise sets the folder's permissions.
+const UNIX_MODE: u32 = 0o660;
+
+/// Why an address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Somebody listens there.
+    #[error("{address} is in use{}", .holder.as_ref().map(|holder| format!(" by {holder}")).unwrap_or_default())]
+    InUse {
+        /// The address as it is configured.
+        address: String,
+        /// Who it is, where that can be read.
+        holder: Option<Holder>,
+    },
+    /// The folder of a Unix socket is missing.
+    #[error("{address} cannot be bound: the directory {} does not exist", .directory.display())]
+    NoDirectory {
+        /// The address as it is configured.
+        address: String,
+        /// The folder that must be there.
+        directory: PathBuf,
+    },
+    /// Something that is no socket has the path of a Unix socket. It may be precious, so that it stays.
+    #[error("{address} cannot be bound: there is something else than a socket at this path; remove it first")]
+    NotASocket {
+        /// The address as it is configured.
+        address: String,
+    },
+    /// The kernel's refusal.
+    #[error("{address} cannot be bound: {source}")]
+    Refused {
+        /// The address as it is configured.
+        address: String,
+        /// In the kernel's words.
+        source: io::Error,
+    },
+}
+
+/// A bound address. Dropping it closes it, and removes a Unix socket's file.
+#[derive(Debug)]
+pub struct Listener {
+    address: String,
+    socket: Bound,
+}
+
+#[derive(Debug)]
+enum Bound {
+    Tcp(TcpListener),
+    Unix(UnixListener, #[allow(dead_code, reason = "removes the file when it is dropped")] SocketFile),
+}
+
+impl Listener {
+    /// Binds and listens. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// See [`BindError`]; the daemon ends with status 69.
+    pub fn bind(listen: &Listen) -> Result<Self, BindError> {
+        let address = match listen {
+            Listen::Tcp(address) => address.to_string(),
+            Listen::Unix(path) => format!("unix:{}", path.display()),
+        };
+        let bound = match listen {
+            Listen::Tcp(socket_address) => bind_tcp(*socket_address, &address),
+            Listen::Unix(path) => bind_unix(path, &address),
+        };
+        bound.map(|socket| Self { address, socket })
+    }
+
+    /// The address as it is configured, for log lines.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The TCP address bound, with the port that the kernel chose if 0 was asked for. `None` for a Unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match &self.socket {
+            Bound::Tcp(listener) => listener.local_addr().ok(),
+            Bound::Unix(..) => None,
+        }
+    }
+
+    async fn accept(&self) -> io::Result<Client> {
+        match &self.socket {
+            Bound::Tcp(listener) => listener.accept().await.map(|(socket, _)| socket.into()),
+            Bound::Unix(listener, _) => listener.accept().await.map(|(socket, _)| socket.into()),
+        }
+    }
+
+    /// Hands every client to `admit` until `stop` is cancelled; then the address is closed. An error (most often: no
+    /// file descriptor left) is told to `failed`, and the next attempt made a little later.
+    pub(super) async fn accept_until(
+        self,
+        stop: CancellationToken,
+        mut admit: impl FnMut(Client),
+        mut failed: impl FnMut(&io::Error),
+    ) {
+        let errors = Thin::new(1);
+        let mut backoff = Backoff::default();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                accepted = self.accept() => accepted,
+            };
+            match accepted {
+                Ok(client) => {
+                    backoff = Backoff::default();
+                    admit(client);
+                }
+                Err(error) => {
+                    failed(&error);
+                    if let Some(left_out) = errors.pass(Instant::now()) {
+                        tracing::warn!(
+                            event = "accept_failed",
+                            listen = self.address,
+                            reason = %error,
+                            left_out,
+                            "a client could not be accepted on {}: {error}; trying again",
+                            self.address
+                        );
+                    }
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(backoff.next()) => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The waits after accept errors: 5 ms, doubled each time, at most 1 s.
+struct Backoff(Duration);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(Duration::from_millis(5))
+    }
+}
+
+impl Backoff {
+    fn next(&mut self) -> Duration {
+        let wait = self.0;
+        self.0 = (wait * 2).min(Duration::from_secs(1));
+        wait
+    }
+}
+
+fn bind_tcp(socket_address: SocketAddr, address: &str) -> Result<Bound, BindError> {
+    let listen = || {
+        let socket = Socket::new(Domain::for_address(socket_address), Type::STREAM, None)?;
+        // Connections of an earlier run that linger in TIME_WAIT must not keep this one from starting.
+        socket.set_reuse_address(true)?;
+        socket.bind(&socket_address.into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        TcpListener::from_std(socket.into())
+    };
+    listen().map(Bound::Tcp).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => {
+            BindError::InUse { address: address.to_owned(), holder: holder::of_tcp(socket_address) }
+        }
+        _ => BindError::Refused { address: address.to_owned(), source },
+    })
+}
+
+fn bind_unix(path: &Path, address: &str) -> Result<Bound, BindError> {
+    let address = || address.to_owned();
+    let refused = |source| BindError::Refused { address: address(), source };
+    if let Some(directory) = path.parent()
+        && !directory.is_dir()
+    {
+        return Err(BindError::NoDirectory { address: address(), directory: directory.to_owned() });
+    }
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(refused(error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(BindError::NotASocket { address: address() });
+        }
+        Ok(_) if is_stale(path).map_err(refused)? => match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(refused(error)),
+            _ => {}
+        },
+        Ok(_) => return Err(BindError::InUse { address: address(), holder: holder::of_unix(path) }),
+    }
+    listen_unix(path).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => BindError::InUse { address: address(), holder: holder::of_unix(path) },
+        _ => refused(source),
+    })
+}
+
+fn listen_unix(path: &Path) -> io::Result<Bound> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    let file = SocketFile::new(path)?;
+    // Before the socket listens nobody can connect, so that there is no moment with other permissions.
+    fs::set_permissions(path, fs::Permissions::from_mode(UNIX_MODE))?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(Bound::Unix(UnixListener::from_std(socket.into())?, file))
+}
+
+/// Whether nobody listens on this socket: a process that was killed leaves its file behind. The attempt does not block,
+/// because a live process with a full queue would make it wait; an error that tells nothing is passed on.
+fn is_stale(path: &Path) -> io::Result<bool> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&SockAddr::unix(path)?) {
+        Ok(()) => Ok(false),
+        Err(error) => match error.raw_os_error().map(nix::errno::Errno::from_raw) {
+            Some(nix::errno::Errno::ECONNREFUSED | nix::errno::Errno::ENOENT) => Ok(true),
+            // A full queue, or a socket of another type: somebody is there.
+            Some(nix::errno::Errno::EAGAIN | nix::errno::Errno::EPROTOTYPE) => Ok(false),
+            _ => Err(error),
+        },
+    }
+}
+
+/// The file of a Unix socket, removed when this is dropped, unless another process has put its own in the place.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), identity: identity(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|identity| identity == self.identity)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::debug!(%error, path = %self.path.display(), "a socket file could not be removed");
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    use tokio::net::{TcpStream, UnixStream};
+
+    use super::*;
+
+    fn any_port() -> Listen {
+        Listen::Tcp(([127, 0, 0, 1], 0).into())
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_names_its_holder() {
+        let first = Listener::bind(&any_port()).unwrap();
+        let address = first.local_addr().unwrap();
+        let error = Listener::bind(&Listen::Tcp(address)).unwrap_err();
+        let me = procfs::process::Process::myself().unwrap();
+        let name = me.stat().unwrap().comm;
+        assert_eq!(error.to_string(), format!("{address} is in use by {name} (pid {})", me.pid()));
+        drop(first);
+        Listener::bind(&Listen::Tcp(address)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_address_of_another_host_is_refused() {
+        let error = Listener::bind(&Listen::Tcp(([192, 0, 2, 1], 15432).into())).unwrap_err();
+        assert!(error.to_string().starts_with("192.0.2.1:15432 cannot be bound: "), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_has_its_mode_and_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db.sock");
+        let listener = Listener::bind(&Listen::Unix(path.clone())).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, UNIX_MODE);
+        UnixStream::connect(&path).await.unwrap();
+
+        let error = Listener::bind(&Listen::Unix(path.clone())).unwrap_err();
+        let me = std::process::id();
+        assert!(error.to_string().ends_with(&format!("(pid {me})")), "{error}");
+        assert!(path.exists(), "the live one's file stays");
+
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_dead_process_socket_is_replaced_and_a_successor_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "std leaves the file, as a killed process does");
+
+        let listener = Listener::bind(&Listen::Unix(path.clone())).unwrap();
+        fs::remove_file(&path).unwrap();
+        let _successor = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        drop(listener);
+        assert!(path.exists(), "the successor's file is not ours to remove");
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_needs_its_folder_and_harms_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing");
+        let error = Listener::bind(&Listen::Unix(missing.join("db.sock"))).unwrap_err();
+        assert!(error.to_string().ends_with(&format!("the directory {} does not exist", missing.display())));
+
+        let file = folder.path().join("precious");
+        fs::write(&file, "data").unwrap();
+        let error = Listener::bind(&Listen::Unix(file.clone())).unwrap_err();
+        assert!(matches!(error, BindError::NotASocket { .. }), "{error}");
+        assert_eq!(fs::read(&file).unwrap(), b"data");
+    }
+
+    #[test]
+    fn the_backoff_is_bounded() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<_> = (0..10).map(|_| backoff.next().as_millis()).collect();
+        assert_eq!(waits, [5, 10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
+    }
+
+    /// The limit on file descriptors belongs to the whole process, so that another one runs out of them: this test
+    /// binary, running only the test below.
+    #[test]
+    fn running_out_of_file_descriptors_is_survived() {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "proxy::listener::tests::run_out_of_file_descriptors", "--ignored"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+
+    #[tokio::test]
+    #[ignore = "run by running_out_of_file_descriptors_is_survived, in a process of its own"]
+    async fn run_out_of_file_descriptors() {
+        let listener = Listener::bind(&any_port()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut clients = Vec::new();
+        for _ in 0..10 {
+            clients.push(TcpStream::connect(address).await.unwrap());
+        }
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        // Room for three more.
+        let used = fs::read_dir("/proc/self/fd").unwrap().count() as u64 - 1;
+        setrlimit(Resource::RLIMIT_NOFILE, used + 3, hard).unwrap();
+
+        let (accepted, errors) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let stop = CancellationToken::new();
+        let mut kept = Vec::new();
+        let serving = listener.accept_until(
+            stop.clone(),
+            |client| {
+                kept.push(client);
+                if accepted.fetch_add(1, Ordering::SeqCst) == 9 {
+                    stop.cancel();
+                }
+            },
+            |error| {
+                assert_eq!(error.raw_os_error(), Some(nix::errno::Errno::EMFILE as i32));
+                if errors.fetch_add(1, Ordering::SeqCst) == 2 {
+                    assert!(accepted.load(Ordering::SeqCst) < 10);
+                    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+                }
+            },
+        );
+        tokio::time::timeout(Duration::from_secs(20), serving).await.unwrap();
+        assert_eq!((accepted.into_inner(), errors.into_inner()), (10, 3));
+    }
+}

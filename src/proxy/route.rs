@@ -1,0 +1,244 @@
+//! The way to one session's plugin, and connections made on it.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use socket2::{Domain, SockRef, Socket, Type};
+use tokio::net::TcpStream;
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::client::set_options;
+use crate::gateway::ledger::Ledger;
+use crate::tunnel::Generation;
+
+/// Bytes that the kernel keeps on the way to the plugin. The plugin passes on less than 1 MB a second, so that more
+/// would only be more to remember in the ledger and to lose with the session.
+const SEND_BUFFER: usize = 256 * 1024;
+
+/// One session as the proxy sees it: somewhere to connect to. The driver publishes those that take new connections in
+/// a `watch` channel, as `Vec<Arc<Route>>`.
+#[derive(Debug)]
+pub struct Route {
+    /// The session's number in its tunnel.
+    pub generation: Generation,
+    /// For log lines.
+    pub session_id: String,
+    /// The plugin's port.
+    pub address: SocketAddr,
+    /// Where the bytes given to the plugin are written down.
+    pub ledger: Arc<Ledger>,
+    /// Cancelled when the session is over: what is still open on it is cut, or moved if it carried nothing yet.
+    pub ended: CancellationToken,
+    /// Connections open on it; the driver waits here for a draining session to become empty.
+    pub open: watch::Sender<usize>,
+    /// Set by the driver while the data channel is down. A destination that cannot be heard is not silent: half-closed
+    /// clients wait on.
+    pub interrupted: AtomicBool,
+    /// One connection at a time: their order is how they are matched to mux streams.
+    connecting: Arc<Mutex<()>>,
+}
+
+impl Route {
+    /// A route to the plugin that listens on `address`.
+    pub fn new(generation: Generation, session_id: String, address: SocketAddr, ledger: Arc<Ledger>) -> Self {
+        Self {
+            generation,
+            session_id,
+            address,
+            ledger,
+            ended: CancellationToken::new(),
+            open: watch::Sender::new(0),
+            interrupted: AtomicBool::new(false),
+            connecting: Arc::default(),
+        }
+    }
+
+    /// Connects to the plugin, when those that came before have been connected.
+    pub(super) async fn connect(self: &Arc<Self>) -> io::Result<Link> {
+        let open = Open::new(Arc::clone(self));
+        let turn = Arc::clone(&self.connecting).lock_owned().await;
+        // From here on the plugin may see the connection whether or not its client stays: it must be waited for before
+        // the next one is begun, or the two could be accepted in either order. A task of its own does so.
+        let connected = tokio::spawn(async move {
+            let _turn = turn;
+            let (plugin, stream) = dial(open.0.address, &open.0.ledger).await?;
+            Ok(Link { plugin, stream, open })
+        });
+        connected.await.map_err(io::Error::other)?
+    }
+}
+
+/// The route with the fewest open connections, those of `refused` and those that are over left out.
+pub(super) fn choose(routes: &[Arc<Route>], refused: &[Generation]) -> Option<Arc<Route>> {
+    routes
+        .iter()
+        .filter(|route| !route.ended.is_cancelled() && !refused.contains(&route.generation))
+        .min_by_key(|route| *route.open.borrow())
+        .cloned()
+}
+
+/// Connects, and announces the connection to the ledger. The announcement is taken back only where it is certain that
+/// the plugin will never see the connection: one number too few or too many, and every later stream is taken for
+/// another one.
+async fn dial(address: SocketAddr, ledger: &Ledger) -> io::Result<(TcpStream, u32)> {
+    let stream = ledger.open();
+    let never_seen = || ledger.undo_open(stream);
+    let socket = begin(address).inspect_err(|_| never_seen())?;
+    // On loopback the connection is established by now; an error of the runtime changes nothing about that.
+    let plugin = TcpStream::from_std(socket.into())?;
+    plugin.writable().await?;
+    match plugin.take_error()? {
+        None => {}
+        // Established, and closed by the plugin already. What it sent can still be read.
+        Some(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {}
+        Some(error) => {
+            never_seen();
+            return Err(error);
+        }
+    }
+    // Linux connects a socket to itself when nobody listens on the port and the kernel happens to choose the same one
+    // for this end. The plugin's port is an ephemeral one, so after its death that can happen.
+    if plugin.local_addr().is_ok_and(|own| own == address) {
+        SockRef::from(&plugin).set_linger(Some(Duration::ZERO))?;
+        never_seen();
+        return Err(ErrorKind::ConnectionRefused.into());
+    }
+    set_options(&plugin);
+    Ok((plugin, stream))
+}
+
+/// Tells the kernel to connect. (The runtime's own `connect` reports a connection that was established and then closed
+/// like one that was refused.)
+fn begin(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => Err(error),
+        _ => Ok(socket),
+    }
+}
+
+/// A connection to the plugin.
+pub(super) struct Link {
+    pub(super) plugin: TcpStream,
+    /// The mux stream that the plugin has made of it.
+    pub(super) stream: u32,
+    open: Open,
+}
+
+impl Link {
+    pub(super) fn route(&self) -> &Arc<Route> {
+        &self.open.0
+    }
+}
+
+/// Counts as open on its route until it is dropped.
+struct Open(Arc<Route>);
+
+impl Open {
+    fn new(route: Arc<Route>) -> Self {
+        route.open.send_modify(|open| *open += 1);
+        Self(route)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.send_modify(|open| *open -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+    use crate::proxy::rig;
+
+    #[tokio::test]
+    async fn a_refused_connection_leaves_no_number_behind() {
+        let (_dead, address) = rig::dead_port();
+        let route = rig::route(1, address);
+        assert_eq!(route.connect().await.err().unwrap().kind(), io::ErrorKind::ConnectionRefused);
+        assert!(!route.ledger.knows(3));
+        assert_eq!(*route.open.borrow(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_fewest_connections_win_and_the_dead_are_left_out() {
+        let routes: Vec<_> = (1..=3).map(|n| rig::route(n, ([127, 0, 0, 1], 1).into())).collect();
+        routes[0].open.send_replace(2);
+        routes[1].open.send_replace(1);
+        routes[2].ended.cancel();
+        assert_eq!(choose(&routes, &[]).unwrap().generation, Generation(2));
+        assert_eq!(choose(&routes, &[Generation(2)]).unwrap().generation, Generation(1));
+        assert!(choose(&routes, &[Generation(1), Generation(2)]).is_none());
+    }
+
+    /// With its accept queue full the plugin's kernel drops the connection's first packet. The client goes away
+    /// meanwhile; the next one must not overtake.
+    #[tokio::test]
+    async fn a_connection_that_was_begun_is_waited_for() {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let plugin = socket.listen(1).unwrap();
+        let route = rig::route(1, plugin.local_addr().unwrap());
+        // The kernel lets in one more than it was told.
+        let _first = route.connect().await.unwrap();
+        let _second = route.connect().await.unwrap();
+        let abandoned = tokio::time::timeout(Duration::from_millis(50), route.connect()).await;
+        assert!(abandoned.is_err(), "the queue is not full");
+        assert!(route.ledger.knows(7));
+
+        let next = tokio::spawn({
+            let route = Arc::clone(&route);
+            async move { route.connect().await }
+        });
+        for _ in 0..4 {
+            let (_accepted, _) =
+                tokio::time::timeout(Duration::from_secs(10), plugin.accept()).await.unwrap().unwrap();
+        }
+        assert_eq!(next.await.unwrap().unwrap().stream, 9);
+    }
+
+    /// The matching rests on this: Linux hands even a connection that has been reset to the plugin.
+    #[tokio::test]
+    async fn a_connection_that_is_reset_in_the_queue_is_still_accepted() {
+        let plugin = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let route = rig::route(1, plugin.local_addr().unwrap());
+        let link = route.connect().await.unwrap();
+        SockRef::from(&link.plugin).set_linger(Some(Duration::ZERO)).unwrap();
+        let address = link.plugin.local_addr().unwrap();
+        drop(link);
+        let (_, from) =
+            tokio::time::timeout(Duration::from_secs(10), plugin.accept()).await.unwrap().unwrap();
+        assert_eq!(from, address);
+    }
+
+    /// The plugin accepts, answers and dies before the proxy has looked: the number is used up, the bytes are there.
+    #[tokio::test]
+    async fn a_connection_that_was_reset_at_once_keeps_its_number() {
+        let plugin = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let route = rig::route(1, plugin.local_addr().unwrap());
+        // The kernel has connected it when `begin` returns, and the runtime has not yet been asked.
+        let mut connecting = std::pin::pin!(dial(route.address, &route.ledger));
+        assert!(futures_util::poll!(connecting.as_mut()).is_pending());
+        let (socket, _) = plugin.accept().unwrap();
+        std::io::Write::write_all(&mut &socket, b"bytes").unwrap();
+        SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(socket);
+        let (socket, stream) = connecting.await.unwrap();
+        assert_eq!(stream, 3);
+        assert!(route.ledger.knows(3));
+        socket.readable().await.unwrap();
+        let mut buffer = [0; 16];
+        assert_eq!(socket.try_read(&mut buffer).unwrap(), 5);
+        assert_eq!(socket.try_read(&mut buffer).unwrap(), 0);
+    }
+}
