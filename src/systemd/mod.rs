@@ -1,1 +1,3 @@
 //! What systemd gives and wants: readiness, the watchdog, the fd store.
+
+pub mod notify;
