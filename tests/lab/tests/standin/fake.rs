@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -47,6 +48,13 @@ pub struct Api {
     pub calls: Vec<String>,
 }
 
+/// The upgrades to WebSockets that were asked for.
+#[derive(Default)]
+struct Upgrades {
+    refused: AtomicBool,
+    asked: AtomicUsize,
+}
+
 type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
 /// The service.
@@ -54,6 +62,7 @@ pub struct Fake {
     pub port: u16,
     pub authorities: TempDir,
     pub api: Arc<Mutex<Api>>,
+    upgrades: Arc<Upgrades>,
     sockets: mpsc::Receiver<(Socket, HeaderMap)>,
 }
 
@@ -66,12 +75,14 @@ impl Fake {
         let api = Arc::new(Mutex::new(Api::default()));
         let (opened, sockets) = mpsc::channel(8);
         let answering = api.clone();
+        let upgrades = Arc::new(Upgrades::default());
+        let asked = upgrades.clone();
         tokio::spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
-                tokio::spawn(serve(tcp, tls.clone(), answering.clone(), opened.clone()));
+                tokio::spawn(serve(tcp, tls.clone(), answering.clone(), asked.clone(), opened.clone()));
             }
         });
-        Self { port, authorities, api, sockets }
+        Self { port, authorities, api, upgrades, sockets }
     }
 
     /// The next WebSocket that the plugin opens, and its first message.
@@ -90,6 +101,15 @@ impl Fake {
     pub fn answer(&self, answers: &[(u16, &str)]) {
         self.api.lock().unwrap().answers =
             answers.iter().map(|(code, text)| (*code, (*text).into())).collect();
+    }
+
+    /// From now on upgrades are refused with 503.
+    pub fn refuse_sockets(&self) {
+        self.upgrades.refused.store(true, Ordering::SeqCst);
+    }
+
+    pub fn upgrades(&self) -> usize {
+        self.upgrades.asked.load(Ordering::SeqCst)
     }
 
     pub fn calls(&self) -> usize {
@@ -120,6 +140,7 @@ async fn serve(
     mut tcp: TcpStream,
     tls: TlsAcceptor,
     api: Arc<Mutex<Api>>,
+    upgrades: Arc<Upgrades>,
     opened: mpsc::Sender<(Socket, HeaderMap)>,
 ) {
     let mut request = Vec::new();
@@ -139,7 +160,13 @@ async fn serve(
         #[expect(clippy::result_large_err, reason = "the WebSocket library's signature")]
         let note = |request: &tungstenite::handshake::server::Request, response| {
             headers = request.headers().clone();
-            Ok(response)
+            upgrades.asked.fetch_add(1, Ordering::SeqCst);
+            if !upgrades.refused.load(Ordering::SeqCst) {
+                return Ok(response);
+            }
+            let mut refusal = http::Response::new(None);
+            *refusal.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+            Err(refusal)
         };
         if let Ok(socket) = tokio_tungstenite::accept_hdr_async(stream, note).await {
             // The test may be over.
@@ -276,5 +303,12 @@ impl Agent {
         self.socket.send(Frame::Close(Some(bye))).await.unwrap();
         // Until the plugin has answered and the connection is closed.
         while let Some(Ok(_)) = timeout(SOON, self.socket.next()).await.unwrap() {}
+    }
+    /// Breaks the connection: with a reset, or with an end and no close frame before it.
+    pub fn abort(self, reset: bool) {
+        let tcp = self.socket.get_ref().get_ref().0;
+        if reset {
+            tcp.set_zero_linger().unwrap();
+        }
     }
 }

@@ -259,6 +259,96 @@ async fn refused_resumes_leave_a_silent_zombie_that_dies_of_traffic() {
     }
 }
 
+/// What a broken connection makes of a client's bytes while it cannot be resumed.
+#[tokio::test]
+async fn traffic_on_a_broken_connection_ends_the_plugin() {
+    for path in plugins() {
+        for reset in [true, false] {
+            let (fake, mut plugin, agent, port) = forwarding(&path).await;
+            fake.answer(&[(403, r#"{"__type":"AccessDeniedException","message":"no"}"#)]);
+            agent.abort(reset);
+            while fake.calls() == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let died = async {
+                while plugin.is_running() {
+                    drop(TcpStream::connect(("127.0.0.1", port)).await);
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            timeout(SOON, died).await.unwrap();
+            let (printed, _) = plugin.ended().await;
+            let words =
+                printed.strip_prefix(&format!("{READY}{ACCEPTED}Cannot perform start session: write tcp "));
+            let words = words.unwrap_or_else(|| panic!("{printed:?} {path:?}"));
+            let (addresses, words) = words.split_once(": write: ").unwrap();
+            assert!(addresses.contains(&format!("->127.0.0.1:{}", fake.port)), "{addresses}");
+            assert_eq!(words, "broken pipe\n", "{path:?} {reset}");
+        }
+    }
+}
+
+/// A channel that cannot be opened at first: six tries, and then it waits for ever without a word.
+#[tokio::test]
+async fn a_channel_that_cannot_be_opened_is_not_told() {
+    for path in plugins() {
+        let fake = Fake::start().await;
+        fake.refuse_sockets();
+        let mut plugin = Plugin::start(&path, &fake);
+        let tried = async {
+            while fake.upgrades() < 7 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(SOON, tried).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(3500)).await;
+        assert_eq!(fake.upgrades(), 7, "{path:?}");
+        assert!(plugin.is_running());
+        plugin.signal(Signal::SIGKILL);
+        assert_eq!(plugin.ended().await.0, "\nStarting session with SessionId: s-1\n");
+    }
+}
+
+/// Five minutes without an acknowledgement: TerminateSession once, two resends more, and the resending is dead.
+#[tokio::test]
+#[ignore = "takes more than five minutes"]
+async fn five_minutes_without_an_acknowledgement() {
+    let run = |path: PathBuf| async move {
+        let (fake, mut plugin, mut agent, port) = forwarding(&path).await;
+        fake.answer(&[(200, "{}")]);
+        let _client = client(port).await;
+        let mut sendings = 0;
+        while let Ok(message) = timeout(Duration::from_secs(10), agent.message()).await {
+            sendings += u32::from(message.kind == MessageType::InputStreamData);
+        }
+        assert_eq!(sendings, 1 + 3000 + 2, "{path:?}");
+        assert_eq!(fake.api.lock().unwrap().calls, ["AmazonSSM.TerminateSession"]);
+        assert!(plugin.is_running());
+    };
+    futures_util::future::join_all(plugins().into_iter().map(run)).await;
+}
+
+/// 1024 bytes a millisecond at best, as many as the stock plugin.
+#[tokio::test]
+async fn a_session_sends_at_most_a_megabyte_a_second() {
+    for path in plugins() {
+        let (_fake, _plugin, mut agent, port) = forwarding(&path).await;
+        let mut client = client(port).await;
+        let sending = tokio::spawn(async move {
+            client.write_all(&vec![0; 1 << 20]).await.unwrap();
+            client
+        });
+        let started = std::time::Instant::now();
+        while agent.mux.len() < 1 << 20 {
+            agent.take().await;
+        }
+        let taken = started.elapsed();
+        println!("1 MB in {taken:?}: {path:?}");
+        assert!((Duration::from_secs(1)..Duration::from_secs(10)).contains(&taken), "{taken:?} {path:?}");
+        drop(sending.await);
+    }
+}
+
 /// 8 bytes of mux header and 1017 of data leave one byte for a message of its own.
 #[tokio::test]
 async fn a_lone_line_feed_becomes_a_carriage_return() {
