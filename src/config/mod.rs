@@ -1,9 +1,36 @@
 //! The configuration as the rest of the program uses it: checked, with defaults filled in.
+//!
+//! A file is read in three steps, each of which goes on after an error, so that one run shows them all: [`syntax`] makes
+//! a tree of it, [`file`] reads the tree key by key as the table in [`keys`] says, and [`check`] compares the tunnels with
+//! one another and fills in the defaults.
+
+mod check;
+mod duration;
+mod endpoint;
+mod file;
+mod identity;
+mod keys;
+mod listen;
+mod load;
+mod problem;
+mod reference;
+mod select;
+mod syntax;
+mod target;
+mod text;
+mod value;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use keys::names as key_names;
+pub use load::{load, parse};
+pub use problem::{Position, Problem, Problems};
+pub use reference::reference;
+pub use select::UnknownTunnel;
 
 /// Every tunnel of the file, in its order, disabled ones included.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,4 +148,13 @@ pub struct StreamEndpoint {
     pub host: String,
     /// 443 where it is left out.
     pub port: u16,
+}
+
+impl fmt::Display for GatewayMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hold => "hold",
+            Self::Observe => "observe",
+        })
+    }
 }

@@ -1,0 +1,147 @@
+//! What is wrong with a file whose every value is right by itself: what is missing, what is there twice, and what
+//! does not go together. Fills in the defaults.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::file::{File, Section};
+use super::keys;
+use super::problem::{Report, quoted};
+use super::{Config, GatewayMode, Identity, Listen, Tunnel};
+
+/// The configuration, whole if nothing was reported.
+pub(super) fn check(file: File, report: &mut Report<'_>) -> Config {
+    names(&file, report);
+    addresses(&file, report);
+    let File { defaults, tunnels } = file;
+    let tunnels = tunnels.into_iter().filter_map(|tunnel| {
+        required(&tunnel, &defaults, report);
+        companions(&tunnel, &defaults, report);
+        merged(tunnel, &defaults)
+    });
+    Config { tunnels: tunnels.collect() }
+}
+
+fn names(file: &File, report: &mut Report<'_>) {
+    let mut first = BTreeMap::new();
+    for name in file.tunnels.iter().filter_map(|tunnel| tunnel.name.as_ref()) {
+        let line = report.line(&name.span());
+        match first.get(name.get_ref()) {
+            None => drop(first.insert(name.get_ref(), line)),
+            Some(first) => {
+                let what = format!(
+                    "name: {} is already the name of the tunnel at line {first}",
+                    quoted(name.get_ref())
+                );
+                report.wrong(name.span(), what, "give each tunnel a name of its own");
+            }
+        }
+    }
+}
+
+/// Disabled tunnels too: each of them can be run by its name, beside all the others.
+fn addresses(file: &File, report: &mut Report<'_>) {
+    let mut seen: Vec<(&toml::Spanned<Listen>, &Section)> = Vec::new();
+    for tunnel in &file.tunnels {
+        for listen in tunnel.listen.iter().flatten() {
+            let taken = seen.iter().find(|(other, _)| other.get_ref().overlaps(listen.get_ref()));
+            if let Some((other, owner)) = taken {
+                let line = report.line(&other.span());
+                let whose = match &owner.name {
+                    _ if std::ptr::eq(*owner, tunnel) => "this tunnel".to_owned(),
+                    Some(name) => format!("tunnel {}", quoted(name.get_ref())),
+                    None => "another tunnel".to_owned(),
+                };
+                let (address, other) = (listen.get_ref(), other.get_ref());
+                let what = if address == other {
+                    format!("listen: `{address}` is taken by {whose}, at line {line}")
+                } else {
+                    format!("listen: `{address}` overlaps `{other}` of {whose}, at line {line}")
+                };
+                let help = match address {
+                    Listen::Tcp(_) => "choose another port",
+                    Listen::Unix(_) => "choose another path",
+                };
+                report.wrong(listen.span(), what, help);
+            }
+            seen.push((listen, tunnel));
+        }
+    }
+}
+
+fn required(tunnel: &Section, defaults: &Section, report: &mut Report<'_>) {
+    for key in keys::KEYS.iter().filter(|key| matches!(key.default, keys::Default::Required)) {
+        if !tunnel.given.contains(&key.name) && !defaults.given.contains(&key.name) {
+            let whose = match &tunnel.name {
+                Some(name) => format!("tunnel {}", quoted(name.get_ref())),
+                None => "this tunnel".to_owned(),
+            };
+            let what = format!("{whose} has no `{}`", key.name);
+            report.missing(tunnel.span.clone(), what, format!("add `{} = …`: {}", key.name, key.form));
+        }
+    }
+}
+
+/// Keys that mean nothing without another.
+fn companions(tunnel: &Section, defaults: &Section, report: &mut Report<'_>) {
+    let given = |key: &str| tunnel.given.contains(&key) || defaults.given.contains(&key);
+    let external_id = tunnel.external_id.as_ref().or(defaults.external_id.as_ref());
+    if let Some(external_id) = external_id.filter(|_| !given("role_arn")) {
+        report.wrong(
+            external_id.span(),
+            "external_id: no role is assumed here",
+            "add `role_arn`, or leave `external_id` out",
+        );
+    }
+    let parameters = tunnel.parameters.as_ref().or(defaults.parameters.as_ref());
+    if let Some(parameters) = parameters.filter(|_| !given("document")) {
+        report.wrong(
+            parameters.span(),
+            "parameters: only a document of your own takes parameters",
+            "add `document`; for AWS's own, `remote_host` and `remote_port` are all",
+        );
+    }
+}
+
+/// The tunnel's own values before the defaults before what is built in; `None` if a required one is missing.
+fn merged(own: Section, defaults: &Section) -> Option<Tunnel> {
+    /// The tunnel's own, or the file's default.
+    macro_rules! pick {
+        ($key:ident) => {
+            own.$key.or_else(|| defaults.$key.clone())
+        };
+    }
+    let seconds = Duration::from_secs;
+    Some(Tunnel {
+        name: own.name?.into_inner(),
+        listen: own.listen?.into_iter().map(toml::Spanned::into_inner).collect(),
+        target: own.target?,
+        remote_host: pick!(remote_host),
+        remote_port: pick!(remote_port)?,
+        enabled: pick!(enabled).unwrap_or(true),
+        sessions: pick!(sessions).map_or(1, |sessions| u8::try_from(sessions).unwrap_or(u8::MAX)),
+        gateway: pick!(gateway).unwrap_or(GatewayMode::Hold),
+        identity: Identity {
+            region: pick!(region),
+            profile: pick!(profile),
+            role_arn: pick!(role_arn),
+            external_id: pick!(external_id).map(toml::Spanned::into_inner),
+            endpoint_url: pick!(endpoint_url),
+            ca_file: pick!(ca_file),
+        },
+        stream_endpoint: pick!(stream_endpoint),
+        document: pick!(document),
+        parameters: pick!(parameters).map(toml::Spanned::into_inner).unwrap_or_default(),
+        reason: pick!(reason),
+        hold: pick!(hold).unwrap_or(seconds(30)),
+        max_held: pick!(max_held).map_or(512, usize::from),
+        max_connections: pick!(max_connections).map_or(1024, usize::from),
+        drain: pick!(drain).unwrap_or(seconds(600)),
+        stop_grace: pick!(stop_grace).unwrap_or(seconds(5)),
+        half_close_timeout: pick!(half_close_timeout).unwrap_or(seconds(5)),
+        rotate: pick!(rotate).flatten(),
+        failover_after: pick!(failover_after).unwrap_or(seconds(5)),
+        resume_for: pick!(resume_for).unwrap_or(seconds(600)),
+        plugin: pick!(plugin).unwrap_or_else(|| "session-manager-plugin".to_owned()),
+    })
+}

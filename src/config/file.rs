@@ -1,0 +1,213 @@
+//! The file's shape: `[defaults]` and `[[tunnel]]`, read key by key, so that one error does not hide the next.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::keys;
+use super::problem::{Report, quoted};
+use super::value::{Given, Value};
+use super::{GatewayMode, Listen, StreamEndpoint, Target};
+
+/// What one `[[tunnel]]` or `[defaults]` gives; what is absent, or wrong and reported, is `None`.
+#[derive(Default)]
+pub(super) struct Section {
+    /// Where it begins.
+    pub span: Range<usize>,
+    /// The keys that stand in it, right or wrong.
+    pub given: Vec<&'static str>,
+    pub name: Option<Spanned<String>>,
+    pub enabled: Option<bool>,
+    pub listen: Option<Vec<Spanned<Listen>>>,
+    pub target: Option<Target>,
+    pub remote_host: Option<String>,
+    pub remote_port: Option<u16>,
+    pub sessions: Option<u16>,
+    pub gateway: Option<GatewayMode>,
+    pub region: Option<String>,
+    pub profile: Option<String>,
+    pub role_arn: Option<String>,
+    pub external_id: Option<Spanned<String>>,
+    pub endpoint_url: Option<String>,
+    pub ca_file: Option<PathBuf>,
+    pub stream_endpoint: Option<StreamEndpoint>,
+    pub document: Option<String>,
+    pub parameters: Option<Spanned<BTreeMap<String, Vec<String>>>>,
+    pub reason: Option<String>,
+    pub hold: Option<Duration>,
+    pub max_held: Option<u16>,
+    pub max_connections: Option<u16>,
+    pub drain: Option<Duration>,
+    pub stop_grace: Option<Duration>,
+    pub half_close_timeout: Option<Duration>,
+    pub rotate: Option<Option<Duration>>,
+    pub failover_after: Option<Duration>,
+    pub resume_for: Option<Duration>,
+    pub plugin: Option<String>,
+}
+
+/// The whole file.
+#[derive(Default)]
+pub(super) struct File {
+    pub defaults: Section,
+    pub tunnels: Vec<Section>,
+}
+
+/// Which table a key stands in.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    Defaults,
+    Tunnel,
+}
+
+/// Reads all that can be read; what cannot is in the report.
+pub(super) fn read(document: &DeTable<'_>, report: &mut Report<'_>) -> File {
+    let mut file = File::default();
+    let mut tunnels_given = false;
+    for (key, value) in document {
+        match known_table(key, value, report) {
+            Some(Place::Defaults) => defaults(value, &mut file, report),
+            Some(Place::Tunnel) => {
+                tunnels_given |= !value.get_ref().as_array().is_some_and(|list| list.is_empty());
+                tunnels(value, &mut file, report);
+            }
+            None => {}
+        }
+    }
+    if !tunnels_given {
+        let help = "begin with `[[tunnel]]`, and give it `name`, `listen`, `target` and `remote_port`";
+        report.missing(0..0, "there is no tunnel in this file", help);
+    }
+    file
+}
+
+fn defaults(value: &Value<'_>, file: &mut File, report: &mut Report<'_>) {
+    if let Some(table) = value.get_ref().as_table() {
+        file.defaults = section(table, value.span(), Place::Defaults, report);
+    } else {
+        let what = "`defaults` is one table, not a list or a value";
+        report.wrong(value.span(), what, "write `[defaults]`, in single brackets");
+    }
+}
+
+fn tunnels(value: &Value<'_>, file: &mut File, report: &mut Report<'_>) {
+    let one = std::slice::from_ref(value);
+    let list = if let DeValue::Array(list) = value.get_ref() {
+        list.as_ref()
+    } else {
+        let what = "`tunnel` is a list of tables, one for each tunnel";
+        report.wrong(value.span(), what, "write `[[tunnel]]`, in double brackets");
+        one
+    };
+    for value in list {
+        if let Some(table) = value.get_ref().as_table() {
+            file.tunnels.push(section(table, value.span(), Place::Tunnel, report));
+        } else if list.len() > 1 || value.span() != one[0].span() {
+            report.wrong(value.span(), "a tunnel is a table", "write `[[tunnel]]` with its keys beneath");
+        }
+    }
+}
+
+fn section(table: &DeTable<'_>, span: Range<usize>, place: Place, report: &mut Report<'_>) -> Section {
+    let mut section = Section { span, ..Section::default() };
+    for (written, value) in table {
+        let name = written.get_ref().as_ref();
+        match keys::find(name) {
+            Some(key) if place == Place::Tunnel || key.shared => {
+                section.given.push(key.name);
+                key.read(&mut section, &mut Given { key, value, report });
+            }
+            Some(key) => {
+                let what = format!("`{}` is not allowed in [defaults]", key.name);
+                report.wrong(written.span(), what, format!("give each [[tunnel]] its own `{}`", key.name));
+            }
+            None => section.given.extend(unknown(name, written.span(), place, report)),
+        }
+    }
+    section
+}
+
+/// Reports an unknown key; the name of the one that was probably meant is returned, so that it is not missed as well.
+fn unknown(name: &str, span: Range<usize>, place: Place, report: &mut Report<'_>) -> Option<&'static str> {
+    if is_secret(name) {
+        secret(name, span, report);
+        return None;
+    }
+    let table = if place == Place::Tunnel { "[[tunnel]]" } else { "[defaults]" };
+    let meant = keys::meant(name).filter(|key| place == Place::Tunnel || key.shared);
+    let help = match meant {
+        Some(key) => format!("did you mean `{}`? it takes {}", key.name, key.form),
+        None => "no key has a name like this; config.example.toml shows all that there are".to_owned(),
+    };
+    report.wrong(span, format!("unknown key {} in {table}", quoted(name)), help);
+    meant.map(|key| key.name)
+}
+
+/// Which table this is, or was meant to be; what has no right to stand at the file's top level is reported.
+fn known_table(key: &Spanned<Cow<'_, str>>, value: &Value<'_>, report: &mut Report<'_>) -> Option<Place> {
+    let name = key.get_ref().as_ref();
+    match name {
+        "defaults" => return Some(Place::Defaults),
+        "tunnel" => return Some(Place::Tunnel),
+        _ if is_secret(name) => {
+            secret(name, key.span(), report);
+            return None;
+        }
+        _ => {}
+    }
+    let is_table = match value.get_ref() {
+        DeValue::Table(_) => true,
+        DeValue::Array(list) => list.iter().any(|value| value.get_ref().is_table()),
+        _ => false,
+    };
+    let (mut what, mut place) =
+        (format!("unknown {} {}", if is_table { "table" } else { "key" }, quoted(name)), None);
+    let help = if let Some(key) = keys::find(name) {
+        what = format!("`{name}` is outside of any tunnel");
+        match (key.shared, is_table) {
+            (true, true) => format!("write `[tunnel.{name}]` beneath its [[tunnel]], or `[defaults.{name}]`"),
+            (true, false) => "put it under [defaults] for all tunnels, or under one [[tunnel]]".to_owned(),
+            (false, _) => "put it under its [[tunnel]]".to_owned(),
+        }
+    } else {
+        match keys::nearest(name, ["defaults", "tunnel"]).filter(|_| is_table) {
+            Some("tunnel") => {
+                place = Some(Place::Tunnel);
+                "did you mean `[[tunnel]]`?".to_owned()
+            }
+            Some(_) => {
+                place = Some(Place::Defaults);
+                "did you mean `[defaults]`?".to_owned()
+            }
+            None => match keys::meant(name).filter(|_| !is_table) {
+                Some(key) => format!("did you mean `{}`, in a [[tunnel]]?", key.name),
+                None => "a file has `[defaults]`, and a `[[tunnel]]` for each tunnel".to_owned(),
+            },
+        }
+    };
+    report.wrong(key.span(), what, help);
+    place
+}
+
+/// Credentials belong to the AWS SDK's chain; a configuration file is read, copied and pasted by too many.
+fn is_secret(name: &str) -> bool {
+    let plain: String =
+        name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
+    ["secret", "password", "passwd", "passphrase", "token", "accesskey", "credential", "privatekey", "apikey"]
+        .iter()
+        .any(|word| plain.contains(word))
+}
+
+fn secret(name: &str, span: Range<usize>, report: &mut Report<'_>) {
+    report.wrong(
+        span,
+        format!("{}: secrets do not belong in this file", quoted(name)),
+        "take it out, and let the host's role or a `profile` of ~/.aws/config give the credentials (`role_arn` assumes a \
+         role with them)",
+    );
+}
