@@ -1,3 +1,13 @@
 //! The `autossm` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+use autossm::cli::{self, Cli, Command};
+use clap::Parser;
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Check(args) => Ok(cli::check::run(&args)?),
+        Command::Run(_) => anyhow::bail!("not part of this build yet"),
+    }
+}

@@ -1,1 +1,180 @@
 //! The commands, a file each.
+
+pub mod check;
+
+use std::path::PathBuf;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+/// Exit status: a port or a socket file cannot be bound (`EX_UNAVAILABLE`).
+pub const EXIT_UNAVAILABLE: u8 = 69;
+/// Exit status: the operating system refused something (`EX_OSERR`).
+pub const EXIT_OS: u8 = 71;
+/// Exit status: the configuration is wrong (`EX_CONFIG`).
+pub const EXIT_CONFIG: u8 = 78;
+
+/// Where the configuration is unless `--config` says otherwise.
+pub const CONFIG: &str = "/etc/autossm/config.toml";
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// Keeps AWS SSM Session Manager port-forwarding tunnels up for months.
+///
+/// autossm listens on the local port of each tunnel, starts an SSM session for it, and runs and watches AWS's
+/// session-manager-plugin behind it. Sessions, plugins and networks come and go; the port stays, clients that connect
+/// in between wait, and open connections survive the service's hourly close.
+#[derive(Debug, Parser)]
+#[command(name = "autossm", version, styles = STYLES, max_term_width = 100, subcommand_required = true)]
+#[command(arg_required_else_help = true, after_long_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  autossm check                           Is /etc/autossm/config.toml right?
+  autossm run                             Run every enabled tunnel, in the foreground
+  autossm run billing-db                  Run one
+  systemctl start autossm@billing-db      Run one as a service
+
+Exit status:
+  0   all is well              71  the operating system refused something
+  2   wrong command line       78  the configuration is wrong
+  69  a port is taken";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run tunnels in the foreground until SIGTERM or SIGINT
+    ///
+    /// Every local port is bound before anything else. SIGHUP reads the configuration again: tunnels that are unchanged
+    /// are not touched, and a file with errors is refused as a whole. SIGTERM and SIGINT stop accepting, give open
+    /// connections `stop_grace`, terminate the sessions and end within 15 seconds; a second one ends at once.
+    Run(RunArgs),
+
+    /// Check the configuration and list its tunnels
+    ///
+    /// Prints one line for each tunnel: its name, where it listens, its target, the destination, the number of sessions
+    /// and how the plugin reaches the service. If anything is wrong, prints all of it instead, each with line, column
+    /// and what would be right, and exits with status 78. Calls nobody and needs no credentials.
+    Check(check::CheckArgs),
+}
+
+/// What `autossm run` takes.
+#[derive(Clone, Debug, Args)]
+#[command(after_long_help = RUN_EXAMPLES)]
+pub struct RunArgs {
+    /// Tunnels to run, disabled ones too [default: every enabled one]
+    #[arg(value_name = "TUNNEL")]
+    pub tunnels: Vec<String>,
+
+    /// The configuration file.
+    #[command(flatten)]
+    pub config: ConfigArg,
+
+    /// How log lines look
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Auto)]
+    pub log_format: LogFormat,
+
+    /// What is logged: a level, or a filter by module
+    ///
+    /// A level is one of error, warn, info, debug and trace; a filter is what RUST_LOG takes in other programs:
+    /// `info,autossm::gateway=debug`. No level logs a secret.
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info", value_parser = log_filter)]
+    pub log_level: String,
+
+    /// For sockets and the plugins' temporary files
+    ///
+    /// [default: $RUNTIME_DIRECTORY, else /run/autossm for root, else $XDG_RUNTIME_DIR/autossm]
+    #[arg(long, value_name = "DIR")]
+    pub runtime_dir: Option<PathBuf>,
+
+    /// For what must outlive a restart: sessions that are yet to be terminated
+    ///
+    /// [default: $STATE_DIRECTORY, else /var/lib/autossm for root, else $XDG_STATE_HOME/autossm]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  autossm run                                             Every enabled tunnel
+  autossm run billing-db search                           Two of them
+  autossm run --config ./config.toml --log-level debug    Another file, more to read
+  autossm run --log-level info,autossm::gateway=debug     More of one part
+  kill -HUP PID                                           Read the configuration again";
+
+/// `--config`, the same for every command.
+#[derive(Clone, Debug, Args)]
+pub struct ConfigArg {
+    /// The configuration file
+    #[arg(short = 'c', long = "config", value_name = "FILE", env = "AUTOSSM_CONFIG", default_value = CONFIG)]
+    pub path: PathBuf,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// The journal's where systemd reads standard error, else text
+    Auto,
+    /// Readable lines
+    Text,
+    /// One JSON object on each line
+    Json,
+    /// The systemd journal's own fields
+    Journal,
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    match EnvFilter::builder().parse(text) {
+        Ok(_) if !text.trim().is_empty() => Ok(text.to_owned()),
+        Ok(_) => Err("write a level, such as info".to_owned()),
+        Err(error) => Err(format!("{error}; write a level, such as info, or MODULE=LEVEL,…")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_hold_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_names_and_options() {
+        let arguments = [
+            "autossm",
+            "run",
+            "a",
+            "--log-level",
+            "info,autossm::gateway=debug",
+            "b",
+            "--log-format",
+            "json",
+        ];
+        let Command::Run(run) = Cli::try_parse_from(arguments).unwrap().command else { panic!("not run") };
+        assert_eq!(run.tunnels, ["a", "b"]);
+        assert_eq!(
+            (run.log_format, run.log_level.as_str()),
+            (LogFormat::Json, "info,autossm::gateway=debug")
+        );
+        assert_eq!((run.runtime_dir, run.state_dir), (None, None));
+    }
+
+    #[test]
+    fn a_filter_that_filters_nothing_is_refused() {
+        assert!(log_filter("debug").is_ok() && log_filter("autossm::proxy=trace,warn").is_ok());
+        assert!(log_filter("autossm=loud").is_err() && log_filter(" ").is_err());
+    }
+}
