@@ -1,0 +1,62 @@
+//! `autossm check`, as a command.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use crate::{GOOD, root};
+
+fn check(path: &Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_autossm"));
+    command.env_remove("AUTOSSM_CONFIG").arg("check").arg("--config").arg(path).output().unwrap()
+}
+
+fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.toml");
+    fs::write(&path, text).unwrap();
+    (folder, path)
+}
+
+#[test]
+fn check_lists_the_tunnels_of_a_good_file_in_columns() {
+    let output = check(&root().join("config.example.toml"));
+    assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()), (Some(0), ""));
+    let listing = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<&str> = listing.lines().collect();
+    assert_eq!(lines.len(), 3);
+    let words: Vec<&str> = lines[0].split_whitespace().collect();
+    let expected = [
+        "billing-db",
+        "127.0.0.1:15432",
+        "→",
+        "mi-0123456789abcdef0",
+        "→",
+        "billing.internal:5432",
+        "1",
+        "session",
+        "hold",
+    ];
+    assert_eq!(words, expected);
+    let arrow = |line: &str| line.chars().position(|c| c == '→');
+    assert!(arrow(lines[0]) == arrow(lines[1]) && arrow(lines[1]) == arrow(lines[2]), "{listing}");
+    assert!(lines[2].ends_with("2 sessions  hold  disabled"), "{listing}");
+}
+
+#[test]
+fn check_prints_what_is_wrong_and_exits_with_78() {
+    let (_folder, path) = file(&format!("{GOOD}hold = 30\nregoin = 1\n"));
+    let output = check(&path);
+    let place = path.display();
+    let expected = format!(
+        "{place}:6:8: hold: `30` has no unit\n  help: write \"30s\" for seconds, \"30m\" for minutes\n\
+         {place}:7:1: unknown key `regoin` in [[tunnel]]\n  help: did you mean `region`? it takes a region's name\n"
+    );
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), expected);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(78), 0));
+    let output = check(&path.with_file_name("absent.toml"));
+    assert_eq!(output.status.code(), Some(78));
+    assert!(
+        String::from_utf8(output.stderr).unwrap().contains("absent.toml: there is no such file\n  help: ")
+    );
+}

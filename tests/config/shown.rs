@@ -1,0 +1,53 @@
+//! What users are shown is right: the example, and the reference.
+
+use std::fs;
+
+use autossm::config;
+
+use crate::{parse, root};
+
+#[test]
+fn the_example_is_right_and_shows_every_key() {
+    let path = root().join("config.example.toml");
+    let config = config::load(&path).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(config.tunnels.len(), 3);
+    // What stands behind a `#` is right too.
+    let text = fs::read_to_string(path).unwrap();
+    let shown = |line: &str| {
+        let key = line.strip_prefix("# ").and_then(|line| line.split_once(" = ")).map(|(key, _)| key);
+        key.is_some_and(|key| config::key_names().any(|name| name == key))
+    };
+    let lines = text.lines().map(|line| if shown(line) { &line[2..] } else { line });
+    let text = lines.collect::<Vec<_>>().join("\n");
+    parse(&text).unwrap_or_else(|problems| panic!("{problems}"));
+    for key in config::key_names() {
+        assert!(text.lines().any(|line| line.starts_with(&format!("{key} = "))), "the example lacks `{key}`");
+    }
+}
+
+/// `AUTOSSM_BLESS=1 cargo test --test config` writes the table again.
+#[test]
+fn the_reference_is_current() {
+    let path = root().join("docs/configuration.md");
+    let text = fs::read_to_string(&path).unwrap();
+    let start = text.find("cargo test --test config` -->\n").expect("where the table begins");
+    let start = start + text[start..].find('\n').unwrap() + 1;
+    let end = text.find("<!-- end -->").expect("where the table ends");
+    if std::env::var_os("AUTOSSM_BLESS").is_some() {
+        fs::write(&path, format!("{}{}{}", &text[..start], config::reference(), &text[end..])).unwrap();
+        return;
+    }
+    assert_eq!(&text[start..end], config::reference(), "stale: run AUTOSSM_BLESS=1 cargo test --test config");
+}
+
+/// The files' blocks of TOML are meant to be copied.
+#[test]
+fn what_the_reference_shows_is_right() {
+    let text = fs::read_to_string(root().join("docs/configuration.md")).unwrap();
+    let blocks: Vec<&str> =
+        text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        parse(block).unwrap_or_else(|problems| panic!("{problems}"));
+    }
+}
