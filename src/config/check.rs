@@ -26,15 +26,12 @@ fn names(file: &File, report: &mut Report<'_>) {
     let mut first = BTreeMap::new();
     for name in file.tunnels.iter().filter_map(|tunnel| tunnel.name.as_ref()) {
         let line = report.line(&name.span());
-        match first.get(name.get_ref()) {
-            None => drop(first.insert(name.get_ref(), line)),
-            Some(first) => {
-                let what = format!(
-                    "name: {} is already the name of the tunnel at line {first}",
-                    quoted(name.get_ref())
-                );
-                report.wrong(name.span(), what, "give each tunnel a name of its own");
-            }
+        if let Some(first) = first.get(name.get_ref()) {
+            let what =
+                format!("name: {} is already the name of the tunnel at line {first}", quoted(name.get_ref()));
+            report.wrong(name.span(), what, "give each tunnel a name of its own");
+        } else {
+            first.insert(name.get_ref(), line);
         }
     }
 }

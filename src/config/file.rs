@@ -95,21 +95,23 @@ fn defaults(value: &Value<'_>, file: &mut File, report: &mut Report<'_>) {
     }
 }
 
+/// One table in single brackets is read as the tunnel that it was meant to be.
 fn tunnels(value: &Value<'_>, file: &mut File, report: &mut Report<'_>) {
-    let one = std::slice::from_ref(value);
-    let list = if let DeValue::Array(list) = value.get_ref() {
-        list.as_ref()
+    let mut add = |value: &Value<'_>, report: &mut Report<'_>| {
+        let table = value.get_ref().as_table();
+        file.tunnels.extend(table.map(|table| section(table, value.span(), Place::Tunnel, report)));
+        table.is_some()
+    };
+    if let DeValue::Array(list) = value.get_ref() {
+        for value in list.iter() {
+            if !add(value, report) {
+                report.wrong(value.span(), "a tunnel is a table", "write `[[tunnel]]` with its keys beneath");
+            }
+        }
     } else {
         let what = "`tunnel` is a list of tables, one for each tunnel";
         report.wrong(value.span(), what, "write `[[tunnel]]`, in double brackets");
-        one
-    };
-    for value in list {
-        if let Some(table) = value.get_ref().as_table() {
-            file.tunnels.push(section(table, value.span(), Place::Tunnel, report));
-        } else if list.len() > 1 || value.span() != one[0].span() {
-            report.wrong(value.span(), "a tunnel is a table", "write `[[tunnel]]` with its keys beneath");
-        }
+        add(value, report);
     }
 }
 

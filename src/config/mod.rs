@@ -1,7 +1,7 @@
 //! The configuration as the rest of the program uses it: checked, with defaults filled in.
 //!
-//! A file is read in three steps, each of which goes on after an error, so that one run shows them all: [`syntax`] makes
-//! a tree of it, [`file`] reads the tree key by key as the table in [`keys`] says, and [`check`] compares the tunnels with
+//! A file is read in three steps, each of which goes on after an error, so that one run shows them all: `syntax` makes
+//! a tree of it, `file` reads the tree key by key as the table in `keys` says, and `check` compares the tunnels with
 //! one another and fills in the defaults.
 
 mod check;

@@ -60,3 +60,34 @@ fn check_prints_what_is_wrong_and_exits_with_78() {
         String::from_utf8(output.stderr).unwrap().contains("absent.toml: there is no such file\n  help: ")
     );
 }
+
+#[test]
+fn the_environment_names_the_file_unless_the_command_line_does() {
+    let (_folder, path) = file("x = 1\n");
+    let example = root().join("config.example.toml");
+    let status = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_autossm"));
+        command.env("AUTOSSM_CONFIG", &path).args(arguments).output().unwrap().status.code()
+    };
+    assert_eq!(status(&["check"]), Some(78));
+    assert_eq!(status(&["check", "-c", example.to_str().unwrap()]), Some(0));
+    assert_eq!(status(&["chek"]), Some(2));
+}
+
+#[test]
+fn version_and_help_are_told() {
+    let told = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_autossm")).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(told(&["--version"]), concat!("autossm ", env!("CARGO_PKG_VERSION"), "\n"));
+    for (arguments, words) in [
+        (&["--help"][..], ["Exit status:", "autossm run billing-db"]),
+        (&["run", "--help"], ["--log-format <FORMAT>", "kill -HUP"]),
+        (&["check", "--help"], ["--config <FILE>", "status 78"]),
+    ] {
+        let help = told(arguments);
+        assert!(words.iter().all(|word| help.contains(word)), "{help}");
+    }
+}

@@ -130,6 +130,7 @@ fn a_wrong_line_is_the_only_problem() {
         assert_eq!(found.len(), 1, "{line}: {found:#?}");
         assert!(found[0].0.starts_with(what), "{line}\n  said: {}\n  want: {what}", found[0].0);
         assert!(found[0].1.contains(help), "{line}\n  said: {}\n  want: {help}", found[0].1);
+        assert!(!format!("{found:?}").contains("hunter2"), "{line}");
     }
     // Listen addresses, names and targets are given already: in place of theirs.
     let cases = [
@@ -229,6 +230,13 @@ fn a_tunnel_in_the_wrong_brackets_is_still_read() {
     let found = said(&GOOD.replace("[[tunnel]]", "[tunnel]").replace("5432", "0"));
     assert_eq!(found[0].0, "1:1: `tunnel` is a list of tables, one for each tunnel");
     assert_eq!(found[1].0, "5:15: remote_port: 0 is too small");
+    for (text, what) in [
+        ("tunnel = 3\n", "1:10: `tunnel` is a list of tables, one for each tunnel"),
+        ("tunnel = [3]\n", "1:11: a tunnel is a table"),
+    ] {
+        let found = said(text);
+        assert_eq!((found.len(), found[0].0.as_str()), (1, what), "{found:#?}");
+    }
     let found = said(&GOOD.replace("[[tunnel]]", "[[tunnels]]").replace("5432", "0"));
     assert_eq!(
         (found[0].0.as_str(), found[0].1.as_str()),
