@@ -5,6 +5,7 @@
 
 pub mod find;
 mod lines;
+mod listener;
 pub mod output;
 pub mod process;
 mod thinning;

@@ -4,23 +4,22 @@
 //! waits here, bounded, until the driver takes it. [`Event::Exited`] comes exactly once and last, when nothing of the
 //! plugin is left: no process of its group, no folder, no socket.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStderr, ChildStdout};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
+use super::listener::Listener;
 use super::output::{Output, OutputParser};
-use super::thinning::{Thinning, Verdict};
 use super::{clean_command, version};
 use crate::aws::api::StartRequest;
 use crate::gateway::PluginAccess;
@@ -153,14 +152,7 @@ pub fn launch(spec: Launch, events: mpsc::Sender<Event>) -> Result<Running, Fail
         orders,
         events,
         waiting: VecDeque::new(),
-        listener: Listener {
-            tunnel: spec.tunnel,
-            session: session.session_id.clone(),
-            secrets: secrets(&spec.access),
-            thinning: Thinning::new(Instant::now()),
-            last_line: None,
-            reason: None,
-        },
+        listener: Listener::new(spec.tunnel, &spec.access),
         folder,
     };
     tokio::spawn(task.run(stdout, stderr));
@@ -176,24 +168,6 @@ fn private_folder(runtime_dir: &Path) -> Result<TempDir, Failure> {
     tempfile::Builder::new().prefix("p").permissions(private).tempdir_in(parent).map_err(|e| {
         Failure::new(Class::NeedsChange, format!("no folder can be made in {}: {e}", parent.display()))
     })
-}
-
-/// What must not be seen in the plugin's output: the token, and the values of its environment with the passwords in them.
-fn secrets(access: &PluginAccess) -> Vec<SecretString> {
-    let values = access.environment.iter().map(|(_, value)| value.expose_secret());
-    let mut all: Vec<&str> = values.chain([access.session.token.expose_secret()]).collect();
-    let password = |url: &&str| Some(url.split_once("://")?.1.rsplit_once('@')?.0.split_once(':')?.1.len());
-    for url in all.clone() {
-        if let Some(length) = password(&url)
-            && let Some(at) = url.rfind('@')
-            && let Some(password) = url.get(at - length..at)
-        {
-            all.push(password);
-        }
-    }
-    // A longer one first, lest a part of it be left; short ones are everyday words.
-    all.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-    all.into_iter().filter(|secret| secret.len() >= 8).map(SecretString::from).collect()
 }
 
 struct Task {
@@ -279,11 +253,10 @@ impl Task {
         for outputs in [self.listener.finish(&mut stdout.parser), self.listener.finish(&mut stderr.parser)] {
             outputs.into_iter().for_each(|output| self.tell(Event::Output(output)));
         }
-        self.listener.ended();
         if let Err(error) = self.folder.close() {
-            tracing::warn!(tunnel = self.listener.tunnel, %error, "the plugin's folder could not be removed");
+            tracing::warn!(tunnel = self.listener.tunnel(), %error, "the plugin's folder could not be removed");
         }
-        let words = self.listener.reason.or(self.listener.last_line);
+        let words = self.listener.ended();
         for event in self.waiting.into_iter().chain([Event::Exited { words, status }]) {
             if self.events.send(event).await.is_err() {
                 return;
@@ -344,77 +317,6 @@ impl<R: AsyncRead + Unpin> Stream<R> {
         }
         self.filled = self.pipe.read(&mut self.buffer).await.unwrap_or_default();
         self.ended = self.filled == 0;
-    }
-}
-
-/// Hears what the plugin says, writes it to the log, and remembers why it ends.
-struct Listener {
-    tunnel: String,
-    session: String,
-    secrets: Vec<SecretString>,
-    thinning: Thinning,
-    last_line: Option<String>,
-    /// The line with the last word in it.
-    reason: Option<String>,
-}
-
-impl Listener {
-    fn hear(&mut self, parser: &mut OutputParser, bytes: &[u8]) -> Vec<Output> {
-        let outputs = parser.push_through(bytes, |line| self.line(line));
-        self.remember(&outputs);
-        outputs
-    }
-
-    fn finish(&mut self, parser: &mut OutputParser) -> Vec<Output> {
-        let outputs = parser.finish_through(|line| self.line(line));
-        self.remember(&outputs);
-        outputs
-    }
-
-    fn remember(&mut self, outputs: &[Output]) {
-        if let Some(word) = outputs.iter().rfind(|output| output.is_last_word()) {
-            let reason = match word {
-                Output::SessionClosed { reason } if reason.is_empty() => None,
-                Output::SessionClosed { reason } => Some(reason.clone()),
-                Output::CannotStart { error } => Some(format!("cannot perform start session: {error}")),
-                Output::TimedOut => Some("the session timed out".to_owned()),
-                _ => Some("terminate signal received".to_owned()),
-            };
-            self.reason = reason.or(self.reason.take());
-        }
-    }
-
-    fn line<'a>(&mut self, line: Cow<'a, str>) -> Cow<'a, str> {
-        let mut line = line;
-        for secret in &self.secrets {
-            if line.contains(secret.expose_secret()) {
-                line = line.replace(secret.expose_secret(), "[secret]").into();
-            }
-        }
-        let said = line.trim();
-        if said.is_empty() {
-            return line;
-        }
-        self.last_line = Some(said.chars().take(300).collect());
-        let verdict = self.thinning.line(Instant::now());
-        if let Verdict::LogAfter(count) = verdict {
-            self.left_out(count);
-        }
-        if verdict != Verdict::LeaveOut {
-            tracing::debug!(tunnel = self.tunnel, session = self.session, line = said, "plugin");
-        }
-        line
-    }
-
-    fn ended(&mut self) {
-        let count = self.thinning.finish(Instant::now());
-        if count > 0 {
-            self.left_out(count);
-        }
-    }
-
-    fn left_out(&self, count: usize) {
-        tracing::debug!(tunnel = self.tunnel, session = self.session, "plugin: {count} lines left out");
     }
 }
 
