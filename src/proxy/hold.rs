@@ -308,4 +308,54 @@ mod tests {
         }
         assert!(routes.iter().all(|route| *route.open.borrow() == 3));
     }
+
+    /// However many clients there were, an outage has a line at its beginning and one for each thing that became of
+    /// them.
+    #[tokio::test]
+    async fn an_outage_is_told_once() {
+        // With a single subscriber, tracing asks only the thread that comes to a line first whether anybody wants it;
+        // that may be another test's, which has none. With two it asks both subscribers.
+        let _another = tracing::Dispatch::new(tracing_subscriber::Registry::default());
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let _default = tracing::subscriber::set_default(subscriber);
+
+        let rig = Rig::new(Settings { hold: Duration::from_millis(200), ..settings() });
+        let mut impatient = Vec::new();
+        for _ in 0..4 {
+            impatient.push(rig.client().await);
+        }
+        rig.wait(|counts| counts.held == 4).await;
+        rig.wait(|counts| counts.timed_out == 4 && counts.held == 0).await;
+        rig.settings.send_modify(|settings| settings.hold = crate::proxy::rig::PATIENCE);
+        let mut patient = Vec::new();
+        for _ in 0..3 {
+            patient.push(rig.client().await);
+        }
+        rig.wait(|counts| counts.held == 3).await;
+        rig.publish(vec![echo(1).await]);
+        rig.outage_is_over().await;
+
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let times = |what: &str| text.lines().filter(|line| line.contains(what)).count();
+        assert_eq!(times("clients are held"), 1, "{text}");
+        assert_eq!(times("held clients released: 3, the longest waited "), 1, "{text}");
+        assert_eq!(times("held clients timed out: 4"), 1, "{text}");
+        assert_eq!((times("released"), times("timed out")), (1, 1), "{text}");
+    }
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
 }

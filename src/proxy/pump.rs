@@ -172,7 +172,6 @@ impl<'a> Flow<'a> {
 
     /// From the plugin to the client. Ends when the plugin has closed and the client has got everything.
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
-        let mut chunk = [0; CHUNK];
         loop {
             if ready!(self.poll_flush_down(cx)).is_err() {
                 return Poll::Ready(Turn::ClientReset);
@@ -180,10 +179,9 @@ impl<'a> Flow<'a> {
             if self.plugin_closed {
                 return Poll::Ready(Turn::PluginClosed);
             }
-            let read = match ready!(self.plugin.poll_read_ready(cx)) {
-                Ok(()) => self.plugin.try_read(&mut chunk),
-                Err(error) => Err(error),
-            };
+            let ready = ready!(self.plugin.poll_read_ready(cx));
+            let mut chunk = [0; CHUNK];
+            let read = ready.and_then(|()| self.plugin.try_read(&mut chunk));
             if self.received(&chunk, read).is_err() {
                 return Poll::Ready(Turn::ClientReset);
             }
@@ -239,15 +237,12 @@ impl<'a> Flow<'a> {
     /// From the client to the plugin. The client's FIN is told, not passed on: the plugin would take it for the end of
     /// both directions.
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
-        let mut chunk = [0; CHUNK];
         loop {
             while let Some(bytes) = self.up.rest()
                 && !self.plugin_deaf
             {
-                let sent = match ready!(self.plugin.poll_write_ready(cx)) {
-                    Ok(()) => written(self.plugin.try_write(bytes)),
-                    Err(error) => Err(error),
-                };
+                let ready = ready!(self.plugin.poll_write_ready(cx));
+                let sent = ready.and_then(|()| written(self.plugin.try_write(bytes)));
                 let sent = self.sent(sent);
                 self.up.advance(sent);
             }
@@ -255,10 +250,9 @@ impl<'a> Flow<'a> {
             if self.plugin_deaf || self.client_fin {
                 return Poll::Pending;
             }
-            let read = match ready!(self.client.poll_read_ready(cx)) {
-                Ok(()) => self.client.try_read(&mut chunk),
-                Err(error) => Err(error),
-            };
+            let ready = ready!(self.client.poll_read_ready(cx));
+            let mut chunk = [0; CHUNK];
+            let read = ready.and_then(|()| self.client.try_read(&mut chunk));
             match read.map(|n| chunk.get(..n).unwrap_or_default()) {
                 Ok([]) => {
                     self.client_fin = true;

@@ -1,0 +1,126 @@
+//! What the proxy adds to a round trip over loopback: the same echo, asked directly and through the proxy, by turns.
+//!
+//! `cargo bench --bench proxy` (or, unoptimised, `cargo test --bench proxy`).
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use autossm::config::Listen;
+use autossm::gateway::ledger::Ledger;
+use autossm::proxy::{Listener, Proxy, Route, Settings};
+use autossm::tunnel::Generation;
+use tokio::sync::watch;
+
+const MESSAGE: usize = 32;
+const ROUNDS: usize = 200;
+const TRIPS_PER_ROUND: usize = 100;
+
+fn main() -> anyhow::Result<()> {
+    let echo = echo()?;
+    let proxy = proxy(echo)?;
+    let mut direct = connect(echo)?;
+    let mut proxied = connect(proxy)?;
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    // By turns, so that whatever else the host does falls on both. The first round warms up.
+    for round in 0..=ROUNDS {
+        for (stream, times) in [(&mut direct, &mut without), (&mut proxied, &mut with)] {
+            for _ in 0..TRIPS_PER_ROUND {
+                let time = round_trip(stream)?;
+                if round > 0 {
+                    times.push(time);
+                }
+            }
+        }
+    }
+    let (without, with) = (Quantiles::of(without), Quantiles::of(with));
+    println!("round trip of {MESSAGE} bytes, {} each way", ROUNDS * TRIPS_PER_ROUND);
+    println!("  direct    median {:7.1} µs   p99 {:7.1} µs", micros(without.median), micros(without.p99));
+    println!("  proxied   median {:7.1} µs   p99 {:7.1} µs", micros(with.median), micros(with.p99));
+    println!(
+        "  added     median {:7.1} µs   ratio {:.2}",
+        micros(with.median) - micros(without.median),
+        micros(with.median) / micros(without.median)
+    );
+    Ok(())
+}
+
+struct Quantiles {
+    median: Duration,
+    p99: Duration,
+}
+
+impl Quantiles {
+    fn of(mut times: Vec<Duration>) -> Self {
+        times.sort_unstable();
+        let at = |part: usize| times.get(times.len() * part / 100).copied().unwrap_or_default();
+        Self { median: at(50), p99: at(99) }
+    }
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn round_trip(stream: &mut TcpStream) -> anyhow::Result<Duration> {
+    let mut buffer = [b'x'; MESSAGE];
+    let began = Instant::now();
+    stream.write_all(&buffer)?;
+    stream.read_exact(&mut buffer)?;
+    Ok(began.elapsed())
+}
+
+/// A thread for each connection that sends back what it gets.
+fn echo() -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || -> std::io::Result<()> {
+                stream.set_nodelay(true)?;
+                let (mut reader, mut writer) = (&stream, &stream);
+                let mut buffer = [0; 4096];
+                loop {
+                    match reader.read(&mut buffer)? {
+                        0 => return Ok(()),
+                        n => writer.write_all(buffer.get(..n).unwrap_or_default())?,
+                    }
+                }
+            });
+        }
+    });
+    Ok(address)
+}
+
+/// The proxy in a thread of its own, on the runtime that the daemon uses, with the echo in the plugin's place.
+fn proxy(echo: SocketAddr) -> anyhow::Result<SocketAddr> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    std::thread::spawn(move || -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let listener = Listener::bind(&Listen::Tcp(([127, 0, 0, 1], 0).into()))?;
+            let address = listener.local_addr();
+            let ledger = Arc::new(Ledger::new());
+            let route = Route::new(Generation(1), "session".to_owned(), echo, Arc::clone(&ledger));
+            let routes = watch::Sender::new(vec![Arc::new(route)]);
+            let settings = watch::Sender::new(Settings {
+                hold: Duration::from_secs(30),
+                max_held: 512,
+                max_connections: 1024,
+                half_close_timeout: Duration::from_secs(5),
+            });
+            let proxy = Proxy::new("bench", routes.subscribe(), settings.subscribe());
+            let _door = proxy.serve(listener);
+            sender.send(address)?;
+            std::future::pending().await
+        })
+    });
+    receiver.recv()?.ok_or_else(|| anyhow::anyhow!("the proxy has no address"))
+}
