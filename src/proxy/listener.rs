@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 use super::client::Client;
 use super::holder::{self, Holder};
 use crate::config::Listen;
-use crate::telemetry::thin::Thin;
 
 /// Connections that the kernel keeps until they are accepted. It makes less of it where `net.core.somaxconn` is less.
 const BACKLOG: i32 = 1024;
@@ -115,7 +114,6 @@ impl Listener {
         mut admit: impl FnMut(Client),
         mut failed: impl FnMut(&io::Error),
     ) {
-        let errors = Thin::new(1);
         let mut backoff = Backoff::default();
         loop {
             let accepted = tokio::select! {
@@ -130,16 +128,6 @@ impl Listener {
                 }
                 Err(error) => {
                     failed(&error);
-                    if let Some(left_out) = errors.pass(Instant::now()) {
-                        tracing::warn!(
-                            event = "accept_failed",
-                            listen = self.address,
-                            reason = %error,
-                            left_out,
-                            "a client could not be accepted on {}: {error}; trying again",
-                            self.address
-                        );
-                    }
                     tokio::select! {
                         () = stop.cancelled() => return,
                         () = tokio::time::sleep(backoff.next()) => {}

@@ -116,7 +116,21 @@ impl Proxy {
         let until = stop.clone();
         let closed = self.tasks.spawn(async move {
             let admit = |client| proxy.admit(client);
-            let failed = |_: &std::io::Error| proxy.stats.count(|counts| counts.accept_errors += 1);
+            let address = listener.address().to_owned();
+            let errors = Thin::new(1);
+            let failed = |error: &std::io::Error| {
+                proxy.stats.count(|counts| counts.accept_errors += 1);
+                if let Some(left_out) = errors.pass(std::time::Instant::now()) {
+                    tracing::warn!(
+                        tunnel = proxy.tunnel,
+                        event = "accept_failed",
+                        listen = address,
+                        reason = %error,
+                        left_out,
+                        "a client could not be accepted on {address}: {error}; trying again"
+                    );
+                }
+            };
             listener.accept_until(until, admit, failed).await;
         });
         Door { stop, closed }
