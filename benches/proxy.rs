@@ -1,4 +1,6 @@
-//! What the proxy adds to a round trip over loopback: the same echo, asked directly and through the proxy, by turns.
+//! What the proxy adds to a round trip over loopback: the same echo, asked directly, through the least that a relay can
+//! be (two threads that block), and through the proxy, by turns. Most of what any relay adds is the host's time to wake
+//! two more threads; the bare relay shows how much of it that is.
 //!
 //! `cargo bench --bench proxy` (or, unoptimised, `cargo test --bench proxy`).
 
@@ -19,13 +21,14 @@ const TRIPS_PER_ROUND: usize = 100;
 
 fn main() -> anyhow::Result<()> {
     let echo = echo()?;
-    let proxy = proxy(echo)?;
-    let mut direct = connect(echo)?;
-    let mut proxied = connect(proxy)?;
-    let (mut without, mut with) = (Vec::new(), Vec::new());
-    // By turns, so that whatever else the host does falls on both. The first round warms up.
+    let mut ways = [
+        ("direct", connect(echo)?, Vec::new()),
+        ("bare relay", connect(relay(echo)?)?, Vec::new()),
+        ("proxy", connect(proxy(echo)?)?, Vec::new()),
+    ];
+    // By turns, so that whatever else the host does falls on all. The first round warms up.
     for round in 0..=ROUNDS {
-        for (stream, times) in [(&mut direct, &mut without), (&mut proxied, &mut with)] {
+        for (_, stream, times) in &mut ways {
             for _ in 0..TRIPS_PER_ROUND {
                 let time = round_trip(stream)?;
                 if round > 0 {
@@ -34,15 +37,19 @@ fn main() -> anyhow::Result<()> {
             }
         }
     }
-    let (without, with) = (Quantiles::of(without), Quantiles::of(with));
     println!("round trip of {MESSAGE} bytes, {} each way", ROUNDS * TRIPS_PER_ROUND);
-    println!("  direct    median {:7.1} µs   p99 {:7.1} µs", micros(without.median), micros(without.p99));
-    println!("  proxied   median {:7.1} µs   p99 {:7.1} µs", micros(with.median), micros(with.p99));
-    println!(
-        "  added     median {:7.1} µs   ratio {:.2}",
-        micros(with.median) - micros(without.median),
-        micros(with.median) / micros(without.median)
-    );
+    let mut direct = None;
+    for (name, _, times) in ways {
+        let Quantiles { median, p99 } = Quantiles::of(times);
+        let direct = *direct.get_or_insert(median);
+        println!(
+            "  {name:<11} median {:7.1} µs   p99 {:7.1} µs   added {:7.1} µs   ratio {:5.2}",
+            micros(median),
+            micros(p99),
+            micros(median) - micros(direct),
+            micros(median) / micros(direct)
+        );
+    }
     Ok(())
 }
 
@@ -85,18 +92,37 @@ fn echo() -> anyhow::Result<SocketAddr> {
         for stream in listener.incoming().flatten() {
             std::thread::spawn(move || -> std::io::Result<()> {
                 stream.set_nodelay(true)?;
-                let (mut reader, mut writer) = (&stream, &stream);
-                let mut buffer = [0; 4096];
-                loop {
-                    match reader.read(&mut buffer)? {
-                        0 => return Ok(()),
-                        n => writer.write_all(buffer.get(..n).unwrap_or_default())?,
-                    }
-                }
+                copy(&mut &stream, &mut &stream)
             });
         }
     });
     Ok(address)
+}
+
+/// A thread for each direction of one connection.
+fn relay(echo: SocketAddr) -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || -> anyhow::Result<()> {
+        let (client, _) = listener.accept()?;
+        client.set_nodelay(true)?;
+        let server = connect(echo)?;
+        let (mut from, mut to) = (client.try_clone()?, server.try_clone()?);
+        std::thread::spawn(move || copy(&mut from, &mut to));
+        copy(&mut &server, &mut &client)?;
+        Ok(())
+    });
+    Ok(address)
+}
+
+fn copy(from: &mut impl std::io::Read, to: &mut impl std::io::Write) -> std::io::Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return Ok(()),
+            n => to.write_all(buffer.get(..n).unwrap_or_default())?,
+        }
+    }
 }
 
 /// The proxy in a thread of its own, on the runtime that the daemon uses, with the echo in the plugin's place.
