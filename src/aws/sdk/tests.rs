@@ -1,6 +1,7 @@
 //! The SDK against a server on loopback that plays canned answers.
 
 mod canned;
+mod clients;
 
 use std::time::SystemTime;
 
@@ -341,45 +342,4 @@ async fn no_token_or_key_is_logged_at_trace_level() {
         "our own lines are there: {text}"
     );
     assert!(!text.contains("TOKEN-1") && !text.contains("secret-key"), "{text}");
-}
-
-#[tokio::test]
-async fn equal_identities_share_a_client() {
-    let clients = Clients::new();
-    let (one, same) = (clients.get(&identity()).await.unwrap(), clients.get(&identity()).await.unwrap());
-    assert!(Arc::ptr_eq(&one, &same));
-    let other = Identity { region: Some("us-west-2".to_owned()), ..identity() };
-    let other = clients.get(&other).await.unwrap();
-    assert!(!Arc::ptr_eq(&one, &other));
-    assert_eq!((one.region(), other.region()), ("eu-west-1", "us-west-2"));
-}
-
-#[tokio::test]
-async fn a_bad_ca_file_is_read_again_at_the_next_call() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("ca.pem");
-    let identity = Identity { ca_file: Some(path.clone()), ..identity() };
-    let clients = Clients::new();
-    assert_eq!(clients.get(&identity).await.err().unwrap().class, Class::NeedsChange);
-    let ca = rcgen::generate_simple_self_signed(vec!["ca.internal".to_owned()]).unwrap();
-    std::fs::write(&path, ca.cert.pem()).unwrap();
-    assert!(clients.get(&identity).await.is_ok());
-}
-
-#[tokio::test]
-async fn a_missing_profile_is_named() {
-    let identity = Identity { profile: Some("no-such-profile".to_owned()), ..identity() };
-    let api = Clients::new().get(&identity).await.unwrap();
-    let failure = api.credentials().await.unwrap_err();
-    assert_eq!(failure.class, Class::Access);
-    assert!(failure.text.contains("look at profile `no-such-profile`"), "{failure}");
-}
-
-#[test]
-fn no_region_says_what_to_set() {
-    let config = SdkConfig::builder().behavior_version(BehaviorVersion::latest()).build();
-    let source = Source::new(identity(), config.clone());
-    let failure = Sdk::new(&config, None, source, Arc::default()).err().unwrap();
-    assert_eq!(failure.class, Class::NeedsChange);
-    assert!(failure.text.contains("set `region`"), "{failure}");
 }

@@ -13,6 +13,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use super::super::{CONNECT, Sdk};
 use crate::aws::credentials::Source;
@@ -26,6 +27,8 @@ pub type Seen = Arc<Mutex<Vec<(http::request::Parts, serde_json::Value)>>>;
 pub struct Service {
     pub url: String,
     pub seen: Seen,
+    /// What a client trusts beside the system's authorities.
+    pub ca_file: Option<tempfile::NamedTempFile>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -37,9 +40,39 @@ impl Drop for Service {
 
 impl Service {
     pub async fn new(answer: impl Fn(&str, usize) -> (u16, String) + Send + Sync + 'static) -> Self {
+        Self::serve(answer, None).await
+    }
+
+    /// With a certificate that only its `ca_file` vouches for.
+    pub async fn over_tls(answer: impl Fn(&str, usize) -> (u16, String) + Send + Sync + 'static) -> Self {
+        let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let mut ca_file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut ca_file, own.cert.pem().as_bytes()).unwrap();
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(own.signing_key.serialize_der());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![own.cert.der().clone()], key.into())
+            .unwrap();
+        let mut service = Self::serve(answer, Some(Arc::new(config).into())).await;
+        service.ca_file = Some(ca_file);
+        service
+    }
+
+    async fn serve(
+        answer: impl Fn(&str, usize) -> (u16, String) + Send + Sync + 'static,
+        tls: Option<TlsAcceptor>,
+    ) -> Self {
         let answer: Arc<Answer> = Arc::new(Box::new(answer));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let port = listener.local_addr().unwrap().port();
+        let url = if tls.is_some() {
+            format!("https://localhost:{port}")
+        } else {
+            format!("http://127.0.0.1:{port}")
+        };
         let seen = Seen::default();
         let all = Arc::clone(&seen);
         let task = tokio::spawn(async move {
@@ -48,20 +81,31 @@ impl Service {
                 let (all, answer) = (Arc::clone(&all), Arc::clone(&answer));
                 let service =
                     service_fn(move |request| reply(request, Arc::clone(&all), Arc::clone(&answer)));
-                let connection = TokioIo::new(connection);
-                tokio::spawn(
-                    hyper::server::conn::http1::Builder::new().serve_connection(connection, service),
-                );
+                let http = hyper::server::conn::http1::Builder::new();
+                let tls = tls.clone();
+                tokio::spawn(async move {
+                    // A client that does not trust the certificate, or goes away, is the test's own.
+                    match tls {
+                        Some(tls) => {
+                            if let Ok(connection) = tls.accept(connection).await {
+                                let _ = http.serve_connection(TokioIo::new(connection), service).await;
+                            }
+                        }
+                        None => {
+                            let _ = http.serve_connection(TokioIo::new(connection), service).await;
+                        }
+                    }
+                });
             }
         });
-        Self { url, seen, task }
+        Self { url, seen, ca_file: None, task }
     }
 
     fn config(&self) -> SdkConfig {
         SdkConfig::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new("eu-west-1"))
-            .http_client(transport::client(None).unwrap())
+            .http_client(transport::client(self.ca_file.as_ref().map(|file| file.path())).unwrap())
             .retry_config(RetryConfig::disabled())
             .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT).build())
             .app_name(AppName::new("autossm").unwrap())

@@ -1,0 +1,111 @@
+//! Who is called: identities, certificates, profiles.
+
+use super::*;
+
+#[tokio::test]
+async fn equal_identities_share_a_client() {
+    let clients = Clients::new();
+    let (one, same) = (clients.get(&identity()).await.unwrap(), clients.get(&identity()).await.unwrap());
+    assert!(Arc::ptr_eq(&one, &same));
+    let other = Identity { region: Some("us-west-2".to_owned()), ..identity() };
+    let other = clients.get(&other).await.unwrap();
+    assert!(!Arc::ptr_eq(&one, &other));
+    assert_eq!((one.region(), other.region()), ("eu-west-1", "us-west-2"));
+}
+
+#[tokio::test]
+async fn a_bad_ca_file_is_read_again_at_the_next_call() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ca.pem");
+    let identity = Identity { ca_file: Some(path.clone()), ..identity() };
+    let clients = Clients::new();
+    assert_eq!(clients.get(&identity).await.err().unwrap().class, Class::NeedsChange);
+    let ca = rcgen::generate_simple_self_signed(vec!["ca.internal".to_owned()]).unwrap();
+    std::fs::write(&path, ca.cert.pem()).unwrap();
+    assert!(clients.get(&identity).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_missing_profile_is_named() {
+    let identity = Identity { profile: Some("no-such-profile".to_owned()), ..identity() };
+    let api = Clients::new().get(&identity).await.unwrap();
+    let failure = api.credentials().await.unwrap_err();
+    assert_eq!(failure.class, Class::Access);
+    assert!(failure.text.contains("look at profile `no-such-profile`"), "{failure}");
+}
+
+/// The environment belongs to the whole process, so the test runs itself in another one.
+#[tokio::test]
+async fn a_profile_goes_before_the_environment_and_is_read_anew() {
+    const FOLDER: &str = "AUTOSSM_TEST_PROFILE_FOLDER";
+    if let Some(folder) = std::env::var_os(FOLDER) {
+        return profile_and_environment(folder.as_ref()).await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let name = "aws::sdk::tests::clients::a_profile_goes_before_the_environment_and_is_read_anew";
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(FOLDER, folder.path())
+        .env("AWS_CONFIG_FILE", folder.path().join("config"))
+        .env("AWS_SHARED_CREDENTIALS_FILE", folder.path().join("credentials"))
+        .env("AWS_ACCESS_KEY_ID", "ENVKEY")
+        .env("AWS_SECRET_ACCESS_KEY", "secret")
+        .env_remove("AWS_PROFILE")
+        .env_remove("AWS_REGION")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+async fn profile_and_environment(folder: &std::path::Path) {
+    let write = |key: &str| {
+        let text = format!("[ops]\naws_access_key_id = {key}\naws_secret_access_key = secret\n");
+        std::fs::write(folder.join("credentials"), text).unwrap();
+    };
+    std::fs::write(folder.join("config"), "[profile ops]\nregion = ap-south-1\n").unwrap();
+    write("FILE1");
+    let service = Service::new(|_, _| (400, refuse("ExpiredTokenException", "expired"))).await;
+    let ops = Identity {
+        region: None,
+        profile: Some("ops".to_owned()),
+        endpoint_url: Some(service.url.clone()),
+        ..identity()
+    };
+    let clients = Clients::new();
+    let api = clients.get(&ops).await.unwrap();
+    let key = async || api.credentials().await.unwrap().access_key_id().to_owned();
+    assert_eq!(api.region(), "ap-south-1");
+    assert_eq!(key().await, "FILE1");
+    write("FILE2");
+    assert_eq!(key().await, "FILE1", "kept until they are refused or old");
+    assert_eq!(api.terminate_session("s-1").await.unwrap_err().class, Class::Access);
+    assert_eq!(key().await, "FILE2");
+
+    let api = clients.get(&identity()).await.unwrap();
+    assert_eq!(api.credentials().await.unwrap().access_key_id(), "ENVKEY");
+}
+
+#[test]
+fn no_region_says_what_to_set() {
+    let config = SdkConfig::builder().behavior_version(BehaviorVersion::latest()).build();
+    let source = Source::new(identity(), config.clone());
+    let failure = Sdk::new(&config, None, source, Arc::default()).err().unwrap();
+    assert_eq!(failure.class, Class::NeedsChange);
+    assert!(failure.text.contains("set `region`"), "{failure}");
+}
+
+#[tokio::test]
+async fn a_ca_file_is_trusted_beside_the_systems() {
+    let session = |_: &str, _| (200, SESSION.to_owned());
+    let mut service = Service::over_tls(session).await;
+    service.api().start_session(&request()).await.unwrap();
+    service.ca_file = None;
+    let failure = service.api().start_session(&request()).await.unwrap_err();
+    assert_eq!(failure.class, Class::Network);
+    assert!(failure.text.contains("certificate"), "{failure}");
+}
