@@ -205,14 +205,17 @@ impl Sdk {
     async fn resume(&self, session_id: &str) -> Result<Resumption, Failure> {
         let call = self.client.resume_session().session_id(session_id);
         match self.call("ResumeSession", call.send()).await {
-            Ok(output) => Ok(match (output.token_value, output.stream_url) {
-                (Some(token), Some(stream_url)) if !token.is_empty() => {
-                    Resumption::Resumed { token: SecretString::from(token), stream_url }
+            Ok(output) => match (output.token_value.filter(|token| !token.is_empty()), output.stream_url) {
+                (Some(token), Some(stream_url)) => {
+                    Ok(Resumption::Resumed { token: SecretString::from(token), stream_url })
+                }
+                (Some(_), None) => {
+                    Err(Failure::new(Class::Network, "ResumeSession: the answer lacks a stream URL"))
                 }
                 // "Connections can be resumed for disconnected sessions, but not terminated sessions": the service
                 // says so by leaving the token out.
-                _ => Resumption::Gone,
-            }),
+                (None, _) => Ok(Resumption::Gone),
+            },
             Err(refusal) if is_unknown(&refusal) => Ok(Resumption::Gone),
             Err(refusal) => Err(refusal.failure),
         }

@@ -160,6 +160,7 @@ async fn resumes_or_learns_that_the_session_is_gone() {
         (200, r#"{"SessionId":"s-1","StreamUrl":"wss://stream/2"}"#.to_owned()),
         (200, r#"{"SessionId":"s-1","TokenValue":"","StreamUrl":"wss://stream/2"}"#.to_owned()),
         (400, gone),
+        (200, r#"{"SessionId":"s-1","TokenValue":"T3"}"#.to_owned()),
     ];
     let service = Service::new(move |_, number| answers[number - 1].clone()).await;
     let api = service.api();
@@ -170,6 +171,7 @@ async fn resumes_or_learns_that_the_session_is_gone() {
     for _ in 0..3 {
         assert!(matches!(api.resume_session("s-1").await, Ok(Resumption::Gone)));
     }
+    assert_eq!(api.resume_session("s-1").await.unwrap_err().class, Class::Network);
 }
 
 #[tokio::test]
