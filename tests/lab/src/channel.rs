@@ -96,7 +96,7 @@ async fn run(
 ) {
     let first = timeout(TOKEN_TIMEOUT, first_message(&mut socket)).await.ok().flatten();
     let admitted = match &first {
-        Some(open) => session.admit(open, &cell),
+        Some(open) => session.admit(&state, open, &cell),
         None => Err("no token was sent"),
     };
     if let Err(why) = admitted {

@@ -72,6 +72,10 @@ impl State {
     pub fn loses(&self, which: fn(&Loss) -> f64) -> bool {
         let fraction = which(&self.faults.borrow().loss);
         let mut dice = self.dice.lock().unwrap_or_else(PoisonError::into_inner);
-        fraction > 0.0 && dice.random::<f64>() < fraction
+        let lost = fraction > 0.0 && dice.random::<f64>() < fraction;
+        if lost {
+            self.count(|status| status.lost += 1);
+        }
+        lost
     }
 }

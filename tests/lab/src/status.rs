@@ -34,9 +34,12 @@ pub struct Status {
     pub opened: u64,
     /// Data channels closed, by whomever.
     pub closed: u64,
-    /// First messages with a token that was wrong, old or used already, or with an old stream URL.
+    /// First messages with a token that was wrong, old or used already; with an old stream URL too if they expire.
     pub bad_tokens: u64,
-    /// Requests whose `Host` header is no name of the service.
+    /// Data channels opened under the stream URL of an earlier token: plugins before 1.2.835.0 do that, and fail when
+    /// its cell number has expired.
+    pub old_urls: u64,
+    /// Upgrades whose `Host` header is no name of the service.
     pub wrong_hosts: u64,
     /// Connections made to destinations.
     pub dialled: u64,
@@ -46,6 +49,11 @@ pub struct Status {
     pub sunk: u64,
     /// Stream messages of clients that the agent had already.
     pub duplicates: u64,
+    /// Flags of clients that were lost because their number was used for data too, or the other way round: a fault
+    /// of the stock plugin when it is interrupted while it sends.
+    pub flag_collisions: u64,
+    /// Messages and acknowledgements that a fault swallowed.
+    pub lost: u64,
     /// Messages that agents sent again.
     pub resent: u64,
     /// Messages that a client never acknowledged although it acknowledged later ones and got this one 20 times. The

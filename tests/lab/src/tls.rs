@@ -27,7 +27,8 @@ pub(crate) fn acceptor(region: &str) -> anyhow::Result<(TlsAcceptor, String)> {
         "localhost".to_owned(),
         format!("*.{region}.amazonaws.com"),
         format!("*.{region}.amazonaws.com.cn"),
-        format!("*.{region}.vpce.amazonaws.com"),
+        format!("*.ssm.{region}.vpce.amazonaws.com"),
+        format!("*.ssmmessages.{region}.vpce.amazonaws.com"),
     ])?;
     leaf.subject_alt_names.push(SanType::IpAddress(Ipv4Addr::LOCALHOST.into()));
     leaf.distinguished_name.push(DnType::CommonName, "autossm lab service");

@@ -133,18 +133,26 @@ impl Agent {
 
     /// Hands a client's message to the agent. Waits while the agent is busy.
     pub async fn deliver(&self, message: Message) {
-        if self.state.faults.borrow().agent_away {
-            return;
-        }
+        let away = self.state.faults.borrow().agent_away;
         let shaking_hands = *self.handshake.borrow() != Handshake::Complete;
-        let lost = !shaking_hands
-            && match message.kind {
-                MessageType::Acknowledge => self.state.loses(|loss| loss.acknowledgements_in),
-                _ => self.state.loses(|loss| loss.input),
-            };
+        let lost = match message.kind {
+            _ if away => {
+                self.state.count(|status| status.lost += 1);
+                true
+            }
+            _ if shaking_hands => false,
+            MessageType::Acknowledge => self.state.loses(|loss| loss.acknowledgements_in),
+            _ => self.state.loses(|loss| loss.input),
+        };
         if !lost {
             let _ = self.inbound.send(message).await;
         }
+    }
+
+    /// The session is over: the tasks end, and what was kept for resending goes.
+    pub fn end(&self) {
+        self.ended.cancel();
+        *self.outgoing() = Outgoing::new();
     }
 
     /// Since the last stream data in either direction.
@@ -238,6 +246,10 @@ impl Agent {
                         Ok(Verdict::Kept) => self.acknowledge(acknowledgement).await,
                         Ok(Verdict::Repeated) => {
                             self.state.count(|status| status.duplicates += 1);
+                            self.acknowledge(acknowledgement).await;
+                        }
+                        Ok(Verdict::FlagCollision) => {
+                            self.state.count(|status| status.flag_collisions += 1);
                             self.acknowledge(acknowledgement).await;
                         }
                         Ok(Verdict::NoRoom) => {}

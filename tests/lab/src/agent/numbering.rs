@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use uuid::Uuid;
 
-use crate::wire::message::{Acknowledgement, Message, MessageType};
+use crate::wire::message::{Acknowledgement, Message, MessageType, payload};
 
 /// Messages kept in each direction.
 const CAPACITY: usize = 100_000;
@@ -142,6 +142,10 @@ pub(crate) enum Verdict {
     Kept,
     /// Processed or kept before: acknowledged again.
     Repeated,
+    /// A different message under a number that was used before, one of the two a flag: acknowledged and dropped, as the
+    /// real agent does. The stock plugin numbers its flags without regard to the data it is just sending, so its word
+    /// that the session is to be terminated can be lost.
+    FlagCollision,
     /// No room: not acknowledged.
     NoRoom,
 }
@@ -151,8 +155,8 @@ pub(crate) enum Verdict {
 pub(crate) struct Incoming {
     expected: i64,
     early: BTreeMap<i64, Message>,
-    /// Id and a hash of the content by number.
-    seen: BTreeMap<i64, (Uuid, u64)>,
+    /// By number: id, a hash of the content, and whether it is a flag.
+    seen: BTreeMap<i64, (Uuid, u64, bool)>,
 }
 
 impl Incoming {
@@ -165,9 +169,11 @@ impl Incoming {
         if sequence < 0 {
             return Err(format!("stream message with number {sequence}"));
         }
-        let identity = (message.id, fingerprint(&message));
+        let is_flag = message.payload_type == payload::FLAG;
+        let identity = (message.id, fingerprint(&message), is_flag);
         match self.seen.get(&sequence) {
             Some(seen) if *seen == identity => return Ok(Verdict::Repeated),
+            Some((.., was_flag)) if is_flag || *was_flag => return Ok(Verdict::FlagCollision),
             Some(_) => return Err(format!("number {sequence} stands for two different messages")),
             None if sequence < self.expected => return Ok(Verdict::Repeated),
             None if self.early.len() >= CAPACITY => return Ok(Verdict::NoRoom),
@@ -249,7 +255,9 @@ mod tests {
         assert_eq!(incoming.receive(first.clone()), Ok(Verdict::Process(first.clone())));
         assert_eq!(incoming.receive(first.clone()), Ok(Verdict::Repeated));
         assert!(incoming.receive(Message { payload: "other".into(), ..first.clone() }).is_err());
-        assert!(incoming.receive(Message { id: Uuid::new_v4(), ..first }).is_err());
+        assert!(incoming.receive(Message { id: Uuid::new_v4(), ..first.clone() }).is_err());
+        let flag = Message { id: Uuid::new_v4(), payload_type: payload::FLAG, ..first };
+        assert_eq!(incoming.receive(flag), Ok(Verdict::FlagCollision));
         assert!(incoming.receive(Message { sequence: -1, ..input(0) }).is_err());
         assert_eq!(incoming.receive(input(2)), Ok(Verdict::Kept));
         assert!(incoming.receive(input(2)).is_err());

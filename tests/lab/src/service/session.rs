@@ -99,23 +99,26 @@ impl Session {
     ///
     /// # Errors
     /// Why it does not open the channel.
-    pub fn admit(&self, open: &OpenDataChannel, cell: &str) -> Result<(), &'static str> {
+    pub fn admit(&self, state: &State, open: &OpenDataChannel, cell: &str) -> Result<(), &'static str> {
         let mut grant = self.grant.lock().unwrap_or_else(PoisonError::into_inner);
+        let old_url = cell != grant.cell;
         if !self.is_live() {
-            Err("Session is already terminated")
+            return Err("Session is already terminated");
         } else if open.token_value != grant.token {
-            Err("the token is wrong or old")
-        } else if cell != grant.cell {
-            Err("the stream URL is old")
+            return Err("the token is wrong or old");
+        } else if old_url && state.options.cells_expire {
+            return Err("the stream URL is old");
         } else if std::mem::replace(&mut grant.used, true) {
-            Err("the token has been used")
-        } else if open.message_schema_version != "1.0" || Uuid::parse_str(&open.request_id).is_err() {
-            Err("the first message is malformed")
-        } else if grant.client.get_or_insert_with(|| open.client_id.clone()) != &open.client_id {
-            Err("the client id has changed")
-        } else {
-            Ok(())
+            return Err("the token has been used");
         }
+        state.count(|status| status.old_urls += u64::from(old_url));
+        if open.message_schema_version != "1.0" || Uuid::parse_str(&open.request_id).is_err() {
+            state.violation(&self.id, "the first message is malformed");
+        }
+        if grant.client.get_or_insert_with(|| open.client_id.clone()) != &open.client_id {
+            state.violation(&self.id, "the client id has changed");
+        }
+        Ok(())
     }
 
     /// Ends the session, and tells the client if it is connected.
@@ -131,7 +134,7 @@ impl Session {
         if !first {
             return;
         }
-        self.agent.ended.cancel();
+        self.agent.end();
         let content = ChannelClosed {
             message_type: MessageType::ChannelClosed.as_str().into(),
             message_id: Uuid::new_v4().to_string(),
