@@ -1,7 +1,13 @@
 //! The plugin's way to the service: a local proxy that ends the plugin's TLS and holds its WebSocket open while
 //! the service's is closed, resumed and opened again.
 
+mod input;
 pub mod ledger;
+mod message;
+mod mux;
+mod output;
+mod relay;
+mod repair;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
