@@ -116,7 +116,7 @@ impl<'a> View<'a> {
     }
 
     /// A copy that shares nothing with the buffer it was read into.
-    pub fn to_bytes(&self) -> Bytes {
+    pub fn detached(self) -> Bytes {
         Bytes::copy_from_slice(self.bytes)
     }
 

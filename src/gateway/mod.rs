@@ -1,25 +1,51 @@
 //! The plugin's way to the service: a local proxy that ends the plugin's TLS and holds its WebSocket open while
 //! the service's is closed, resumed and opened again.
+//!
+//! ```text
+//! plugin ──► proxy ──► tls ──► local_api ──► channel ◄──► upstream ──► service
+//!            CONNECT           │              └ relay: input, output, repair (pure)
+//!                              └► other AWS calls, signed anew
+//! ```
+//! In `observe` mode the proxy passes the plugin's TLS on untouched ([`observe`]).
 
+mod channel;
 mod input;
 pub mod ledger;
+mod link;
+mod liveness;
+mod local_api;
 mod message;
 mod mux;
+mod observe;
 mod output;
+mod proxy;
 mod relay;
 mod repair;
+mod tls;
+mod upstream;
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tracing::{Instrument, info_span};
 
 use crate::aws::api::{Api, StartedSession};
 use crate::config::{GatewayMode, StreamEndpoint};
 use crate::tunnel::failure::Failure;
+use channel::Channel;
 use ledger::Ledger;
+use local_api::LocalApi;
+use proxy::{Endpoint, Mode, Proxy};
+pub use tls::Authority;
+use upstream::{Dialler, Ticket};
 
 /// What one session's gateway is opened for.
 pub struct Spec {
@@ -41,8 +67,8 @@ pub struct Spec {
     pub ledger: Arc<Ledger>,
 }
 
-/// What the gateway tells of its session. In `observe` mode only `Attached`, `ChannelOpened` and `ChannelClosed`
-/// are seen.
+/// What the gateway tells of its session. In `observe` mode only `ChannelOpened` and `ChannelClosed` are seen, each
+/// time that the plugin opens and closes its data channel.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The data channel to the service is open for the first time.
@@ -63,9 +89,9 @@ pub enum Event {
         /// The close frame's reason, or the error.
         reason: String,
     },
-    /// An attempt to resume failed; the gateway goes on trying.
+    /// An attempt to resume, or to open the data channel for the first time, failed; the gateway goes on trying.
     ResumeFailed(Failure),
-    /// The data channel is open again and what was lost has been sent again.
+    /// The data channel is open again, and what was lost is being sent again.
     ChannelResumed {
         /// Since it was closed.
         after: Duration,
@@ -100,3 +126,145 @@ pub struct PluginAccess {
     /// Where the gateway listens (loopback).
     pub address: SocketAddr,
 }
+
+/// One session's gateway. Dropping it ends everything that it does.
+pub struct Gateway {
+    access: PluginAccess,
+    tasks: JoinSet<()>,
+}
+
+impl Gateway {
+    /// Listens on a port of loopback, with a secret of its own. `certificate_dir` is where `authority` has written its
+    /// certificate; what the gateway sees goes to `events`.
+    ///
+    /// Fails if no port can be had, or `ca_file` cannot be used.
+    pub fn open(
+        spec: Spec,
+        authority: Arc<Authority>,
+        certificate_dir: &Path,
+        events: mpsc::Sender<Event>,
+    ) -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
+        let address = listener.local_addr()?;
+        let secret = random();
+        let span = info_span!("gateway", tunnel = spec.tunnel, session = spec.session.session_id);
+        let access = PluginAccess::new(&spec, address, &secret, certificate_dir)?;
+        let mut tasks = JoinSet::new();
+        let endpoints = endpoints(&spec);
+        let mode = match spec.mode {
+            GatewayMode::Hold => {
+                let tls = tls::client_config(spec.ca_file.as_deref())?;
+                let (attach, attached) = mpsc::channel(1);
+                let local_api = LocalApi {
+                    session_id: spec.session.session_id.clone(),
+                    stream_url: spec.session.stream_url.clone(),
+                    stand_in: access.session.token.clone(),
+                    api: spec.api.clone(),
+                    tls: tls.clone(),
+                    attach,
+                };
+                let dialler = Dialler {
+                    session_id: spec.session.session_id,
+                    api: spec.api,
+                    endpoint: spec.stream_endpoint,
+                    tls,
+                };
+                let ticket = Ticket { stream_url: spec.session.stream_url, token: spec.session.token };
+                let channel = Channel::new(Arc::new(dialler), ticket, spec.ledger, events);
+                tasks.spawn(channel.run(attached).instrument(span.clone()));
+                Mode::Hold { authority, local_api }
+            }
+            GatewayMode::Observe => Mode::Observe {
+                stream_host: Endpoint::of_url(&spec.session.stream_url).map(|e| e.host).unwrap_or_default(),
+                stream_endpoint: spec.stream_endpoint,
+                api: spec.api,
+                events,
+            },
+        };
+        tasks.spawn(Proxy { secret, endpoints, mode }.run(listener).instrument(span));
+        Ok(Self { access, tasks })
+    }
+
+    /// What the plugin is to be started with.
+    pub fn access(&self) -> &PluginAccess {
+        &self.access
+    }
+
+    /// Ends it, and returns when it has ended.
+    pub async fn close(mut self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+impl PluginAccess {
+    fn new(
+        spec: &Spec,
+        address: SocketAddr,
+        secret: &SecretString,
+        certificate_dir: &Path,
+    ) -> io::Result<Self> {
+        let proxy = format!("http://autossm:{}@{address}", secret.expose_secret());
+        let mut environment =
+            vec![("HTTPS_PROXY", proxy.into()), ("AWS_EC2_METADATA_DISABLED", "true".to_owned().into())];
+        let mut set = |name, value: String| environment.push((name, value.into()));
+        // The plugin reaches no proxy for a loopback address, and in hold mode none of its calls must pass us by: there
+        // it gets the API's real name, whatever `endpoint_url` says.
+        let region = spec.api.region();
+        let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+        let mut api_endpoint = format!("https://ssm.{region}.{suffix}");
+        let mut session = spec.session.clone();
+        match spec.mode {
+            GatewayMode::Hold => {
+                session.token = random();
+                set("SSL_CERT_DIR", certificate_dir.display().to_string());
+                // Its calls are answered here, or signed again.
+                set("AWS_ACCESS_KEY_ID", "AKIAAUTOSSMSTANDIN00".to_owned());
+                set("AWS_SECRET_ACCESS_KEY", "stand-in".to_owned());
+            }
+            GatewayMode::Observe => {
+                if let Some(ca_file) = &spec.ca_file {
+                    set("SSL_CERT_DIR", directory_with(ca_file, certificate_dir)?);
+                }
+                set("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("http://{address}/credentials"));
+                set("AWS_CONTAINER_AUTHORIZATION_TOKEN", secret.expose_secret().to_owned());
+                if let Some(url) = &spec.endpoint_url {
+                    api_endpoint.clone_from(url);
+                }
+            }
+        }
+        Ok(Self { environment, session, api_endpoint, address })
+    }
+}
+
+/// A value for Go's `SSL_CERT_DIR` that adds the certificates of `ca_file` to the system's.
+///
+/// Go reads the first bundle file that it finds (`SSL_CERT_FILE` would replace that), and then every directory (which
+/// `SSL_CERT_DIR` replaces): so the bundle stays, and the usual directories are named again. The file is copied into a
+/// directory of its own under `dir`, because everything in a directory is trusted.
+fn directory_with(ca_file: &Path, dir: &Path) -> io::Result<String> {
+    let in_context = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", ca_file.display()));
+    let pem = std::fs::read(ca_file).map_err(in_context)?;
+    let digest = Sha256::digest(&pem);
+    let name: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let dir = dir.join(format!("ca-{name}"));
+    std::fs::create_dir_all(&dir)?;
+    std::fs::write(dir.join("ca.pem"), pem)?;
+    Ok(format!("{}:/etc/ssl/certs:/etc/pki/tls/certs", dir.display()))
+}
+
+/// Hosts that the plugin may reach beside those of AWS.
+fn endpoints(spec: &Spec) -> Vec<Endpoint> {
+    let api = spec.endpoint_url.as_deref().and_then(Endpoint::of_url);
+    let stream = spec.stream_endpoint.as_ref().map(|e| Endpoint { host: e.host.clone(), port: e.port });
+    api.into_iter().chain(stream).collect()
+}
+
+/// 256 bits, in hexadecimal.
+fn random() -> SecretString {
+    rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
+}
+
+#[cfg(test)]
+mod tests;

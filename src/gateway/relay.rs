@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Whatever is lost with a connection is sent again: by the agent and the plugin, as they do by themselves, and where
-//! they do not, by the relay (see [`super::input`] and [`super::output`]). Messages go in with `from_plugin` and
-//! `from_service`; `next_for_plugin` and `next_for_service` give out what is to be written. No message is given out
+//! they do not, by the relay (see [`super::input`] and [`super::output`]). Messages go in with `plugin_sent` and
+//! `service_sent`; `next_for_plugin` and `next_for_service` give out what is to be written. No message is given out
 //! before there is somewhere to write it, and `reads_plugin` and `reads_service` say when to stop reading: so
 //! back-pressure needs no further rule.
 
@@ -123,7 +123,7 @@ impl Relay {
     }
 
     /// A binary message from the plugin. Returns whether it brought new stream data, and what is to be told.
-    pub fn from_plugin(&mut self, bytes: &Bytes) -> (bool, Option<Event>) {
+    pub fn plugin_sent(&mut self, bytes: &Bytes) -> (bool, Option<Event>) {
         let view = match View::new(bytes) {
             Ok(view) => view,
             Err(error) => return (false, self.drop_malformed("plugin", &error)),
@@ -146,7 +146,7 @@ impl Relay {
     }
 
     /// A binary message from the service. Returns what is to be told.
-    pub fn from_service(&mut self, now: Instant, bytes: Bytes) -> Option<Event> {
+    pub fn service_sent(&mut self, now: Instant, bytes: Bytes) -> Option<Event> {
         let view = match View::new(&bytes) {
             Ok(view) => view,
             Err(error) => return self.drop_malformed("service", &error),
@@ -192,7 +192,7 @@ impl Relay {
         self.input.keep(match finding {
             Finding::ChangedLineFeed => view.with_only_byte(b'\n'),
             // As it was read it is a slice of a larger buffer; kept for minutes, it has to stand on its own.
-            _ => view.to_bytes(),
+            _ => view.detached(),
         });
         match finding {
             Finding::Foreign => Some(Event::ForeignConnection),
@@ -395,14 +395,14 @@ mod tests {
                     if self.relay.reads_plugin()
                         && let Some(bytes) = self.plugin.out.pop_front()
                     {
-                        self.relay.from_plugin(&bytes);
+                        self.relay.plugin_sent(&bytes);
                     }
                 }
                 Step::AgentToRelay => {
                     if self.relay.reads_service()
                         && let Some(bytes) = self.agent.out.pop_front()
                     {
-                        self.relay.from_service(self.now, bytes);
+                        self.relay.service_sent(self.now, bytes);
                     }
                 }
                 Step::RelayToPlugin => {
@@ -436,7 +436,7 @@ mod tests {
                 Step::PluginReconnects if self.plugin_resends => {
                     for bytes in std::mem::take(&mut self.plugin.out) {
                         if View::new(&bytes).unwrap().kind() == Kind::Acknowledge {
-                            self.relay.from_plugin(&bytes);
+                            self.relay.plugin_sent(&bytes);
                         }
                     }
                     self.to_plugin.clear();
@@ -533,14 +533,14 @@ mod tests {
     fn answers_the_agents_duplicate_for_the_plugin() {
         let (mut relay, now) = (relay(), Instant::now());
         let message = output(0, message::DATA, b"x");
-        relay.from_service(now, message.clone());
+        relay.service_sent(now, message.clone());
         assert_eq!(relay.next_for_plugin(), Some(message.clone()));
-        relay.from_plugin(&View::new(&message).unwrap().acknowledgement());
+        relay.plugin_sent(&View::new(&message).unwrap().acknowledgement());
         // It is lost with the connection.
         relay.service_closed();
         relay.service_opened();
         assert_eq!(relay.next_for_service(now), None);
-        relay.from_service(now, message);
+        relay.service_sent(now, message);
         assert_eq!(relay.next_for_plugin(), None, "the plugin would not answer");
         let answer = relay.next_for_service(now).unwrap();
         assert_eq!(View::new(&answer).unwrap().acknowledged(), Some(0));
@@ -551,8 +551,8 @@ mod tests {
         let (mut relay, now) = (relay(), Instant::now());
         relay.service_closed();
         let message = stream_message(b"input_stream_data", 0, message::DATA, b"x");
-        assert!(relay.from_plugin(&message).0);
-        (0..3000).for_each(|_| assert!(!relay.from_plugin(&message).0));
+        assert!(relay.plugin_sent(&message).0);
+        (0..3000).for_each(|_| assert!(!relay.plugin_sent(&message).0));
         let later = now + Duration::from_secs(3600);
         relay.service_opened();
         assert_eq!(relay.next_for_service(later), Some(message.clone()));
@@ -571,15 +571,15 @@ mod tests {
             session_type: "Port".into(),
             encrypted: false,
         };
-        assert_eq!(relay.from_service(now, handshake.clone()), Some(expected));
-        assert_eq!(relay.from_service(now, handshake), None);
+        assert_eq!(relay.service_sent(now, handshake.clone()), Some(expected));
+        assert_eq!(relay.service_sent(now, handshake), None);
         let flag = output(1, message::FLAG, &message::CONNECT_TO_PORT_ERROR);
-        assert_eq!(relay.from_service(now, flag.clone()), Some(Event::DestinationFailed));
-        assert_eq!(relay.from_service(now, flag), None);
+        assert_eq!(relay.service_sent(now, flag.clone()), Some(Event::DestinationFailed));
+        assert_eq!(relay.service_sent(now, flag), None);
         let closed = Header { kind: b"channel_closed", created: 1, number: 0, flags: 0, payload_type: 0 }
             .with_payload(br#"{"Output":"timed out due to inactivity"}"#);
         let expected = Event::SessionEnded { reason: "timed out due to inactivity".into() };
-        assert_eq!(relay.from_service(now, closed), Some(expected));
+        assert_eq!(relay.service_sent(now, closed), Some(expected));
         assert!(relay.has_ended());
     }
 
@@ -590,7 +590,7 @@ mod tests {
         ledger.write(stream, b"\n");
         let mut relay = Relay::new(ledger);
         let request = br#"{"AgentVersion":"3","RequestedClientActions":[{"ActionType":"KMSEncryption"}]}"#;
-        relay.from_service(Instant::now(), output(0, message::HANDSHAKE_REQUEST, request));
+        relay.service_sent(Instant::now(), output(0, message::HANDSHAKE_REQUEST, request));
         assert!(!relay.follows_streams());
     }
 
@@ -603,7 +603,7 @@ mod tests {
             .filter_map(|(n, stream)| {
                 let message =
                     stream_message(b"input_stream_data", n as i64, message::DATA, &frame(0, *stream, b""));
-                relay.from_plugin(&message).1
+                relay.plugin_sent(&message).1
             })
             .collect();
         assert_eq!(told, [Event::ForeignConnection]);
@@ -616,13 +616,13 @@ mod tests {
         let (mut relay, now) = (relay(), Instant::now());
         let mut number = 0;
         while relay.reads_plugin() {
-            relay.from_plugin(&stream_message(b"input_stream_data", number, message::DATA, &[0; 1024]));
+            relay.plugin_sent(&stream_message(b"input_stream_data", number, message::DATA, &[0; 1024]));
             number += 1;
         }
-        (0..1000).for_each(|n| drop(relay.from_service(now, output(n, message::DATA, &[0; 1024]))));
+        (0..1000).for_each(|n| drop(relay.service_sent(now, output(n, message::DATA, &[0; 1024]))));
         assert!(relay.reads_service());
         let first = stream_message(b"input_stream_data", 0, message::DATA, b"");
-        relay.from_service(now, View::new(&first).unwrap().acknowledgement());
+        relay.service_sent(now, View::new(&first).unwrap().acknowledgement());
         assert!(relay.reads_plugin());
         assert!(!relay.reads_service(), "now the plugin is read, and so will read");
     }
@@ -630,8 +630,8 @@ mod tests {
     #[test]
     fn drops_what_is_no_message() {
         let mut relay = relay();
-        assert_eq!(relay.from_service(Instant::now(), Bytes::from_static(b"garbage")), None);
-        assert_eq!(relay.from_plugin(&Bytes::from_static(b"")), (false, None));
+        assert_eq!(relay.service_sent(Instant::now(), Bytes::from_static(b"garbage")), None);
+        assert_eq!(relay.plugin_sent(&Bytes::from_static(b"")), (false, None));
         assert_eq!(relay.next_for_plugin(), None);
         assert_eq!(relay.next_for_service(Instant::now()), None);
     }

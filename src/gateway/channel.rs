@@ -1,0 +1,379 @@
+//! The data channel of one session: the plugin's WebSocket, the service's, and the relay between them, in one task.
+//!
+//! ```text
+//!            plugin attaches              its opening message
+//!   (idle) ──────────────────► (attached) ───────────────────► opening ◄──┐ lost: ChannelClosed
+//!                                                               │  ▲      │
+//!                                               no such session │  │      │
+//!                             ended ◄───────────────────────────┘  └─ open┘
+//!                               ▲          channel_closed               │
+//!                               └───────────────────────────────────────┘
+//! ```
+//!
+//! The plugin's WebSocket stays open through all of it, and if the plugin itself reconnects, the service does not see
+//! it.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
+use tokio::time::sleep_until;
+use tracing::{debug, info, warn};
+
+use super::Event;
+use super::ledger::Ledger;
+use super::link::{Connection, Link, Lost, Received};
+use super::liveness::{Lasting, PingClock, Verdict};
+use super::relay::Relay;
+use super::upstream::{Backoff, Dialler, OpeningMessage, Outcome, Ticket};
+
+const TICK: Duration = Duration::from_secs(1);
+const SERVICE_PING: Duration = Duration::from_secs(15);
+const PLUGIN_PING: Duration = Duration::from_secs(5);
+/// For an answer to a ping, of either.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// For the plugin: to frame a byte that it holds, or to come back after its WebSocket was closed.
+const PLUGIN_IDLE: Duration = Duration::from_secs(15);
+/// A connection that lasted so long, or brought anything, was a good one: the next one is tried at once.
+const GOOD: Duration = Duration::from_secs(5);
+
+/// The channel's task.
+pub struct Channel {
+    dialler: Arc<Dialler>,
+    events: mpsc::Sender<Event>,
+    ledger: Arc<Ledger>,
+    relay: Relay,
+    /// What StartSession gave, until it has been used.
+    ticket: Option<Ticket>,
+    opening_message: Option<OpeningMessage>,
+    plugin: Option<Plugin>,
+    service: Option<Service>,
+    opening: Option<BoxFuture<'static, Outcome>>,
+    backoff: Backoff,
+    /// Since when the data channel is closed; `None` before it was open for the first time.
+    closed: Option<Instant>,
+    ended: bool,
+    hung: bool,
+    silent: Lasting,
+    detached: Lasting,
+    service_first: bool,
+}
+
+struct Plugin {
+    link: Link,
+    clock: PingClock,
+}
+
+struct Service {
+    link: Box<Link>,
+    clock: PingClock,
+    opened: Instant,
+    brought_anything: bool,
+}
+
+/// What happened next.
+enum Turn {
+    Attached(Box<dyn Connection>),
+    Opened(Outcome),
+    FromPlugin(Result<Received, Lost>),
+    FromService(Result<Received, Lost>),
+}
+
+impl Channel {
+    /// The channel of a session that was just started.
+    pub fn new(
+        dialler: Arc<Dialler>,
+        ticket: Ticket,
+        ledger: Arc<Ledger>,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        Self {
+            dialler,
+            events,
+            relay: Relay::new(ledger.clone()),
+            ledger,
+            ticket: Some(ticket),
+            opening_message: None,
+            plugin: None,
+            service: None,
+            opening: None,
+            backoff: Backoff::default(),
+            closed: None,
+            ended: false,
+            hung: false,
+            silent: Lasting::default(),
+            detached: Lasting::default(),
+            service_first: false,
+        }
+    }
+
+    /// Serves the plugin's WebSockets, one after the other, until `attach` is closed.
+    pub async fn run(mut self, mut attach: mpsc::Receiver<Box<dyn Connection>>) {
+        let mut tick = clock() + TICK;
+        loop {
+            let deadline = self.relay.deadline().map_or(tick, |deadline| deadline.min(tick));
+            let turn = tokio::select! {
+                biased;
+                attached = attach.recv() => match attached {
+                    Some(connection) => Some(Turn::Attached(connection)),
+                    None => return,
+                },
+                turn = poll_fn(|cx| self.poll(cx)) => Some(turn),
+                // The look at the clocks is due, or a message to be sent again: the next poll asks the relay for it.
+                () = sleep_until(deadline.into()) => None,
+            };
+            let now = clock();
+            match turn {
+                Some(Turn::Attached(connection)) => self.attached(now, connection).await,
+                Some(Turn::Opened(outcome)) => self.opened(now, outcome).await,
+                Some(Turn::FromPlugin(Ok(received))) => self.plugin_sent(received).await,
+                Some(Turn::FromPlugin(Err(lost))) => self.plugin_lost(&lost),
+                Some(Turn::FromService(Ok(received))) => self.service_sent(now, received).await,
+                Some(Turn::FromService(Err(lost))) => self.service_lost(now, lost).await,
+                None => (),
+            }
+            if now >= tick {
+                tick = now + TICK;
+                self.look(now).await;
+            }
+        }
+    }
+
+    /// Writes what there is to write and reads what may be read, in both directions.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+        if let Some(opening) = &mut self.opening
+            && let Poll::Ready(outcome) = opening.as_mut().poll(cx)
+        {
+            return Poll::Ready(Turn::Opened(outcome));
+        }
+        let now = clock();
+        let Self { plugin, service, relay, .. } = self;
+        if let Some(service) = service
+            && let Err(lost) = service.link.poll_write(cx, || relay.next_for_service(now))
+        {
+            return Poll::Ready(Turn::FromService(Err(lost)));
+        }
+        if let Some(plugin) = plugin
+            && let Err(lost) = plugin.link.poll_write(cx, || relay.next_for_plugin())
+        {
+            return Poll::Ready(Turn::FromPlugin(Err(lost)));
+        }
+        // Neither side's flood keeps the other's messages waiting.
+        self.service_first = !self.service_first;
+        let read = if self.service_first {
+            self.poll_service(cx).or_else(|| self.poll_plugin(cx))
+        } else {
+            self.poll_plugin(cx).or_else(|| self.poll_service(cx))
+        };
+        if let Some(turn) = read {
+            return Poll::Ready(turn);
+        }
+        if let Some(service) = &mut self.service
+            && let Err(lost) = service.link.poll_flush(cx)
+        {
+            return Poll::Ready(Turn::FromService(Err(lost)));
+        }
+        if let Some(plugin) = &mut self.plugin
+            && let Err(lost) = plugin.link.poll_flush(cx)
+        {
+            return Poll::Ready(Turn::FromPlugin(Err(lost)));
+        }
+        Poll::Pending
+    }
+
+    fn poll_service(&mut self, cx: &mut Context<'_>) -> Option<Turn> {
+        let service = self.service.as_mut().filter(|_| self.relay.reads_service())?;
+        match service.link.poll_read(cx) {
+            Poll::Ready(received) => Some(Turn::FromService(received)),
+            Poll::Pending => None,
+        }
+    }
+
+    fn poll_plugin(&mut self, cx: &mut Context<'_>) -> Option<Turn> {
+        let plugin = self.plugin.as_mut().filter(|_| self.relay.reads_plugin())?;
+        match plugin.link.poll_read(cx) {
+            Poll::Ready(received) => Some(Turn::FromPlugin(received)),
+            Poll::Pending => None,
+        }
+    }
+
+    async fn attached(&mut self, now: Instant, connection: Box<dyn Connection>) {
+        // The plugin closes its old WebSocket before it opens a new one, so all that it wrote is here to be read. An
+        // acknowledgement among it would never come again.
+        while let Some(Plugin { link, .. }) = &mut self.plugin {
+            match poll_fn(|cx| Poll::Ready(link.poll_read(cx))).await {
+                Poll::Ready(Ok(received)) => self.plugin_sent(received).await,
+                Poll::Ready(Err(_)) | Poll::Pending => self.plugin = None,
+            }
+        }
+        debug!("the plugin has opened its data channel");
+        let link = Link::serve(connection).await;
+        self.plugin = Some(Plugin { link, clock: PingClock::new(now, PLUGIN_PING, PATIENCE) });
+    }
+
+    fn plugin_lost(&mut self, lost: &Lost) {
+        debug!(reason = lost.reason, "the plugin has closed its data channel");
+        self.plugin = None;
+    }
+
+    async fn plugin_sent(&mut self, received: Received) {
+        if let Some(plugin) = &mut self.plugin {
+            plugin.clock.alive();
+        }
+        match received {
+            Received::Alive => (),
+            Received::Binary(bytes) => {
+                let (new_data, event) = self.relay.plugin_sent(&bytes);
+                if new_data {
+                    self.silent.restart();
+                }
+                self.tell(event).await;
+            }
+            // When the plugin reconnects, the service's side is open or about to be.
+            Received::Text(_) if self.opening_message.is_some() => (),
+            Received::Text(text) => match OpeningMessage::parse(&text) {
+                Some(message) => {
+                    self.opening_message = Some(message);
+                    self.open();
+                }
+                None => warn!("the plugin's first message cannot be read"),
+            },
+        }
+    }
+
+    async fn service_sent(&mut self, now: Instant, received: Received) {
+        if let Some(service) = &mut self.service {
+            service.clock.alive();
+            service.brought_anything |= matches!(received, Received::Binary(_));
+        }
+        match received {
+            Received::Alive => (),
+            Received::Binary(bytes) => {
+                let event = self.relay.service_sent(now, bytes);
+                self.ended |= self.relay.has_ended();
+                self.tell(event).await;
+            }
+            Received::Text(_) => debug!("dropped a text message from the service"),
+        }
+    }
+
+    /// Begins to open the data channel to the service.
+    fn open(&mut self) {
+        if let Some(message) = self.opening_message.clone() {
+            let dialler = self.dialler.clone();
+            self.opening =
+                Some(Box::pin(dialler.open(self.ticket.take(), message, self.backoff, self.events.clone())));
+        }
+    }
+
+    async fn opened(&mut self, now: Instant, outcome: Outcome) {
+        self.opening = None;
+        match outcome {
+            Outcome::Gone => {
+                self.ended = true;
+                let reason = "ResumeSession gave no token: the session is gone".to_owned();
+                self.tell(Some(Event::SessionEnded { reason })).await;
+            }
+            Outcome::Opened { link, attempts, backoff } => {
+                self.backoff = backoff;
+                let clock = PingClock::new(now, SERVICE_PING, PATIENCE);
+                self.service = Some(Service { link, clock, opened: now, brought_anything: false });
+                self.relay.service_opened();
+                self.silent.restart();
+                let event = match self.closed.take() {
+                    None => Event::ChannelOpened,
+                    Some(closed) => {
+                        Event::ChannelResumed { after: now.saturating_duration_since(closed), attempts }
+                    }
+                };
+                self.tell(Some(event)).await;
+            }
+        }
+    }
+
+    async fn service_lost(&mut self, now: Instant, lost: Lost) {
+        let Some(service) = self.service.take() else { return };
+        self.relay.service_closed();
+        if self.ended {
+            return;
+        }
+        // One that is closed as soon as it is open must not be opened again and again without a pause.
+        if service.brought_anything || now.saturating_duration_since(service.opened) >= GOOD {
+            self.backoff = Backoff::default();
+        } else {
+            self.backoff.failed();
+        }
+        self.closed = Some(now);
+        self.open();
+        self.tell(Some(Event::ChannelClosed { code: lost.code, reason: lost.reason })).await;
+    }
+
+    async fn look(&mut self, now: Instant) {
+        if let Some(service) = &mut self.service {
+            match service.clock.look(now, !self.relay.reads_service()) {
+                Verdict::Well => (),
+                Verdict::Ping => service.link.ping(),
+                Verdict::Dead => {
+                    let reason = format!("no answer to a ping for {} s", PATIENCE.as_secs());
+                    self.service_lost(now, Lost { code: None, reason }).await;
+                }
+            }
+        }
+        if let Some(reason) = self.plugin_hangs(now)
+            && !self.hung
+            && !self.ended
+        {
+            self.hung = true;
+            info!(reason, "the plugin hangs");
+            self.tell(Some(Event::PluginHung { reason })).await;
+        }
+    }
+
+    /// Why the plugin is believed to do nothing any more.
+    ///
+    /// A plugin whose client does not read is not hung, though it answers no ping then: it still owes an
+    /// acknowledgement, or does not take what is written to it.
+    fn plugin_hangs(&mut self, now: Instant) -> Option<String> {
+        let read = self.relay.reads_plugin();
+        if let Some(Plugin { link, clock }) = &mut self.plugin {
+            let excused = !read || link.is_blocked() || !self.relay.plugin_owes_nothing();
+            match clock.look(now, excused) {
+                Verdict::Well => (),
+                Verdict::Ping => link.ping(),
+                Verdict::Dead => {
+                    return Some(format!("it answers no ping for {} s", PATIENCE.as_secs()));
+                }
+            }
+        }
+        let attached = self.plugin.is_some();
+        let held = self.ledger.outstanding();
+        // Where the frames cannot be followed, the ledger is not kept up and says nothing.
+        let expected = attached && read && held > 0 && self.service.is_some() && self.relay.follows_streams();
+        if self.silent.observe(now, expected) >= PLUGIN_IDLE {
+            return Some(format!(
+                "it has held {held} bytes of clients' data for {} s",
+                PLUGIN_IDLE.as_secs()
+            ));
+        }
+        let lost = !attached && self.opening_message.is_some();
+        if self.detached.observe(now, lost) >= PLUGIN_IDLE {
+            return Some(format!("its data channel is closed for {} s", PLUGIN_IDLE.as_secs()));
+        }
+        None
+    }
+
+    async fn tell(&mut self, event: Option<Event>) {
+        if let Some(event) = event {
+            // Without a receiver the session is about to be closed.
+            let _ = self.events.send(event).await;
+        }
+    }
+}
+
+/// Tokio's clock, which a test can turn.
+fn clock() -> Instant {
+    tokio::time::Instant::now().into_std()
+}

@@ -1,0 +1,138 @@
+//! One WebSocket of the data channel, to the plugin or to the service, driven by polling: so that one task can carry
+//! both directions without either waiting for the other.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::{Sink, Stream as _};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+/// The ends' messages are about 1.1 KB; this is far beyond anything that they send.
+const MAX_MESSAGE: usize = 1 << 20;
+const BUFFER: usize = 8 << 10;
+
+/// A connection, with or without TLS.
+pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+
+/// Either end of the data channel.
+pub struct Link {
+    socket: WebSocketStream<Box<dyn Connection>>,
+    ping_wanted: bool,
+    unflushed: bool,
+    /// The other side does not read.
+    blocked: bool,
+}
+
+/// What came over a link.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received {
+    /// The message that opens the data channel.
+    Text(String),
+    /// Everything after it.
+    Binary(Bytes),
+    /// A sign of life only.
+    Alive,
+}
+
+/// A link is of no more use.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// The close frame's code, if there was one.
+    pub code: Option<u16>,
+    /// The close frame's reason, or the error.
+    pub reason: String,
+}
+
+/// Small buffers: the messages are small, and an idle tunnel has two links.
+pub fn config() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(BUFFER)
+        .write_buffer_size(BUFFER)
+        .max_write_buffer_size(2 * MAX_MESSAGE)
+        .max_message_size(Some(MAX_MESSAGE))
+        .max_frame_size(Some(MAX_MESSAGE))
+}
+
+impl Link {
+    /// A link whose upgrade has been made.
+    pub fn new(socket: WebSocketStream<Box<dyn Connection>>) -> Self {
+        Self { socket, ping_wanted: false, unflushed: false, blocked: false }
+    }
+
+    /// The server's end of a connection that was upgraded by other means.
+    pub async fn serve(connection: Box<dyn Connection>) -> Self {
+        Self::new(WebSocketStream::from_raw_socket(connection, Role::Server, Some(config())).await)
+    }
+
+    /// Sends a ping with the next write.
+    pub fn ping(&mut self) {
+        self.ping_wanted = true;
+    }
+
+    /// Whether something waits to be written because the other side does not read.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Writes what `next` gives until the other side takes no more. Does not flush.
+    pub fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut next: impl FnMut() -> Option<Bytes>,
+    ) -> Result<(), Lost> {
+        loop {
+            self.blocked = match Pin::new(&mut self.socket).poll_ready(cx) {
+                Poll::Ready(result) => result.map(|()| false).map_err(lost)?,
+                Poll::Pending => true,
+            };
+            if self.blocked {
+                return Ok(());
+            }
+            let message = if std::mem::take(&mut self.ping_wanted) {
+                Message::Ping(Bytes::new())
+            } else {
+                match next() {
+                    Some(bytes) => Message::Binary(bytes),
+                    None => return Ok(()),
+                }
+            };
+            self.unflushed = true;
+            Pin::new(&mut self.socket).start_send(message).map_err(lost)?;
+        }
+    }
+
+    /// Writes out what has been buffered; for when there is nothing more to read.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Result<(), Lost> {
+        if self.unflushed
+            && let Poll::Ready(result) = Pin::new(&mut self.socket).poll_flush(cx)
+        {
+            result.map_err(lost)?;
+            self.unflushed = false;
+        }
+        Ok(())
+    }
+
+    /// The next thing from the other side.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, Lost>> {
+        Pin::new(&mut self.socket).poll_next(cx).map(|message| match message {
+            Some(Ok(Message::Binary(bytes))) => Ok(Received::Binary(bytes)),
+            Some(Ok(Message::Text(text))) => Ok(Received::Text(text.to_string())),
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(Received::Alive),
+            Some(Ok(Message::Close(frame))) => Err(Lost {
+                code: frame.as_ref().map(|frame| frame.code.into()),
+                reason: frame.map(|frame| frame.reason.to_string()).unwrap_or_default(),
+            }),
+            Some(Err(error)) => Err(lost(error)),
+            None => Err(lost(Error::ConnectionClosed)),
+        })
+    }
+}
+
+fn lost(error: Error) -> Lost {
+    Lost { code: None, reason: error.to_string() }
+}

@@ -1,0 +1,161 @@
+//! What the plugin says over HTTPS once its TLS has been ended here: the data channel's upgrade goes to the channel,
+//! the calls that would resume or end the session are answered, any other call goes on under the daemon's credentials.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use http::{Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tracing::{debug, warn};
+
+use super::link::Connection;
+use super::proxy::http_server;
+use super::upstream::{connect, secure};
+use crate::aws::api::Api;
+use crate::aws::sign::sign_forwarded;
+
+/// Of a call that is forwarded, and of its answer: a KMS call has a few hundred bytes.
+const MAX_BODY: usize = 1 << 20;
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The plugin's side of one session.
+pub struct LocalApi {
+    /// In answers to the plugin.
+    pub session_id: String,
+    /// The plugin must find an AWS name in it, or it refuses it.
+    pub stream_url: String,
+    /// What the plugin gets for a token; it opens nothing.
+    pub stand_in: SecretString,
+    /// Credentials for forwarded calls.
+    pub api: Arc<dyn Api>,
+    /// Whom to trust there.
+    pub tls: Arc<ClientConfig>,
+    /// Takes the plugin's data channels.
+    pub attach: mpsc::Sender<Box<dyn Connection>>,
+}
+
+impl LocalApi {
+    /// Serves one connection that the plugin made to `host`.
+    pub async fn serve(&self, connection: impl Connection + 'static, host: &str) {
+        let upgrade = Mutex::new(None);
+        let service =
+            service_fn(async |request| Ok::<_, Infallible>(self.answer(request, host, &upgrade).await));
+        if let Err(error) =
+            http_server().serve_connection(TokioIo::new(connection), service).with_upgrades().await
+        {
+            debug!(%error, host, "a connection of the plugin's ended");
+        }
+        let upgrade = upgrade.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(upgrade) = upgrade
+            && let Ok(upgraded) = upgrade.await
+        {
+            // Without a receiver the session is about to be closed.
+            let _ = self.attach.send(Box::new(TokioIo::new(upgraded))).await;
+        }
+    }
+
+    async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        host: &str,
+        upgrade: &Mutex<Option<OnUpgrade>>,
+    ) -> Response<Full<Bytes>> {
+        let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+        if request.uri().path().starts_with("/v1/data-channel/") {
+            let Some(key) = header("sec-websocket-key") else { return status(StatusCode::BAD_REQUEST) };
+            let accept = derive_accept_key(key.as_bytes());
+            *upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(hyper::upgrade::on(&mut request));
+            return switching_protocols(&accept);
+        }
+        match header("x-amz-target") {
+            Some("AmazonSSM.ResumeSession") => Self::json(&json!({
+                "SessionId": self.session_id,
+                "TokenValue": self.stand_in.expose_secret(),
+                "StreamUrl": self.stream_url,
+            })),
+            // The plugin asks for this when its resending has given up. The session's end is for others to decide.
+            Some("AmazonSSM.TerminateSession") => Self::json(&json!({ "SessionId": self.session_id })),
+            target => {
+                debug!(host, target, "forwarding a call of the plugin's");
+                let forwarded = timeout(CALL_TIMEOUT, self.forward(request, host)).await;
+                forwarded.map_err(io::Error::from).flatten().unwrap_or_else(|error| {
+                    warn!(host, %error, "a call of the plugin's could not be forwarded");
+                    status(StatusCode::BAD_GATEWAY)
+                })
+            }
+        }
+    }
+
+    /// Sends a call on, signed anew, and returns the answer.
+    async fn forward(&self, request: Request<Incoming>, host: &str) -> io::Result<Response<Full<Bytes>>> {
+        let (mut parts, body) = request.into_parts();
+        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        parts.uri = format!("https://{host}{path}").parse().map_err(io::Error::other)?;
+        let request = Request::from_parts(parts, whole(body).await?);
+        let credentials = self.api.credentials().await.map_err(io::Error::other)?;
+        let signed = sign_forwarded(request, &credentials, SystemTime::now()).map_err(io::Error::other)?;
+
+        let (mut parts, body) = signed.into_parts();
+        parts.headers.remove(TRANSFER_ENCODING);
+        let origin = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        parts.uri = origin.parse::<Uri>().map_err(io::Error::other)?;
+        let stream = secure(&self.tls, host, connect(host, 443).await?).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let call = async move {
+            let request = Request::from_parts(parts, Full::new(body));
+            let (mut parts, body) =
+                sender.send_request(request).await.map_err(io::Error::other)?.into_parts();
+            let body = whole(body).await?;
+            // The body has a length now, whatever it had before; and what goes on is another connection.
+            parts.headers.remove(TRANSFER_ENCODING);
+            parts.headers.remove(CONNECTION);
+            Ok(Response::from_parts(parts, Full::new(body)))
+        };
+        // The connection ends with the call, which drops its sender.
+        tokio::join!(call, connection).0
+    }
+
+    fn json(answer: &serde_json::Value) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::from(answer.to_string()));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-amz-json-1.1"));
+        response
+    }
+}
+
+async fn whole(body: Incoming) -> io::Result<Bytes> {
+    let body = Limited::new(body, MAX_BODY).collect().await.map_err(io::Error::other)?;
+    Ok(body.to_bytes())
+}
+
+/// An empty answer.
+pub fn status(code: StatusCode) -> Response<Full<Bytes>> {
+    let mut response = Response::default();
+    *response.status_mut() = code;
+    response
+}
+
+fn switching_protocols(accept: &str) -> Response<Full<Bytes>> {
+    let mut response = status(StatusCode::SWITCHING_PROTOCOLS);
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    if let Ok(accept) = HeaderValue::from_str(accept) {
+        headers.insert(HeaderName::from_static("sec-websocket-accept"), accept);
+    }
+    response
+}
