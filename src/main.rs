@@ -8,6 +8,6 @@ use clap::Parser;
 fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Check(args) => Ok(cli::check::run(&args)?),
-        Command::Run(_) => anyhow::bail!("not part of this build yet"),
+        Command::Run(args) => Ok(cli::run::run(&args)),
     }
 }

@@ -1,12 +1,15 @@
 //! The commands, a file each.
 
 pub mod check;
+pub mod run;
 
 use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+
+use crate::telemetry::Format;
 
 /// Exit status: a port or a socket file cannot be bound (`EX_UNAVAILABLE`).
 pub const EXIT_UNAVAILABLE: u8 = 69;
@@ -81,8 +84,8 @@ pub struct RunArgs {
     pub config: ConfigArg,
 
     /// How log lines look
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Auto)]
-    pub log_format: LogFormat,
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Auto)]
+    pub log_format: Format,
 
     /// What is logged: a level, or a filter by module
     ///
@@ -91,17 +94,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info", value_parser = log_filter)]
     pub log_level: String,
 
-    /// For sockets and the plugins' temporary files
+    /// For sockets, the plugins' temporary files, and the record of sessions that are yet to be terminated
     ///
     /// [default: $RUNTIME_DIRECTORY, else /run/autossm for root, else $XDG_RUNTIME_DIR/autossm]
     #[arg(long, value_name = "DIR")]
     pub runtime_dir: Option<PathBuf>,
-
-    /// For what must outlive a restart: sessions that are yet to be terminated
-    ///
-    /// [default: $STATE_DIRECTORY, else /var/lib/autossm for root, else $XDG_STATE_HOME/autossm]
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
 }
 
 const RUN_EXAMPLES: &str = "\
@@ -118,19 +115,6 @@ pub struct ConfigArg {
     /// The configuration file
     #[arg(short = 'c', long = "config", value_name = "FILE", env = "AUTOSSM_CONFIG", default_value = CONFIG)]
     pub path: PathBuf,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// The journal's where systemd reads standard error, else text
-    Auto,
-    /// Readable lines
-    Text,
-    /// One JSON object on each line
-    Json,
-    /// The systemd journal's own fields
-    Journal,
 }
 
 fn log_filter(text: &str) -> Result<String, String> {
@@ -165,11 +149,8 @@ mod tests {
         ];
         let Command::Run(run) = Cli::try_parse_from(arguments).unwrap().command else { panic!("not run") };
         assert_eq!(run.tunnels, ["a", "b"]);
-        assert_eq!(
-            (run.log_format, run.log_level.as_str()),
-            (LogFormat::Json, "info,autossm::gateway=debug")
-        );
-        assert_eq!((run.runtime_dir, run.state_dir), (None, None));
+        assert_eq!((run.log_format, run.log_level.as_str()), (Format::Json, "info,autossm::gateway=debug"));
+        assert_eq!(run.runtime_dir, None);
     }
 
     #[test]

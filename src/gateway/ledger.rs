@@ -22,6 +22,8 @@ pub struct Ledger(Mutex<Inner>);
 #[derive(Debug)]
 struct Inner {
     next_stream: u32,
+    /// Nobody follows the frames: nothing is written down.
+    off: bool,
     streams: HashMap<u32, Held>,
 }
 
@@ -38,7 +40,7 @@ struct Held {
 impl Ledger {
     /// An empty account, for a new session.
     pub fn new() -> Self {
-        Self(Mutex::new(Inner { next_stream: FIRST_STREAM, streams: HashMap::new() }))
+        Self(Mutex::new(Inner { next_stream: FIRST_STREAM, off: false, streams: HashMap::new() }))
     }
 
     /// The proxy is about to connect to the plugin: the number that the plugin will give to the stream. Call it in the
@@ -47,7 +49,9 @@ impl Ledger {
         let mut inner = self.lock();
         let stream = inner.next_stream;
         inner.next_stream = stream.wrapping_add(2);
-        inner.streams.insert(stream, Held::default());
+        if !inner.off {
+            inner.streams.insert(stream, Held::default());
+        }
         stream
     }
 
@@ -76,6 +80,19 @@ impl Ledger {
     /// over as a line feed.
     pub fn pass(&self, stream: u32, bytes: usize) -> bool {
         self.lock().streams.get_mut(&stream).is_some_and(|held| held.pass(bytes))
+    }
+
+    /// Whether the stream was announced and neither side has been seen to end it.
+    pub fn is_open(&self, stream: u32) -> bool {
+        self.lock().streams.contains_key(&stream)
+    }
+
+    /// Nobody follows the frames of this session (any more): forgets everything and writes down nothing. Without this
+    /// the account would grow with every byte.
+    pub fn stop(&self) {
+        let mut inner = self.lock();
+        inner.off = true;
+        inner.streams = HashMap::new();
     }
 
     /// The stream has ended on either side: nothing more of it is expected.
@@ -174,6 +191,18 @@ mod tests {
         ledger.undo_open(5);
         assert!(ledger.knows(3) && !ledger.knows(5) && !ledger.knows(1) && !ledger.knows(4));
         assert_eq!(ledger.open(), 5);
+    }
+
+    #[test]
+    fn a_stopped_account_stays_empty() {
+        let ledger = Ledger::new();
+        let before = ledger.open();
+        ledger.write(before, b"x");
+        ledger.stop();
+        let after = ledger.open();
+        ledger.write(after, b"y");
+        assert_eq!((after, ledger.outstanding()), (5, 0));
+        assert!(!ledger.is_open(before) && !ledger.is_open(after) && ledger.knows(after));
     }
 
     #[test]

@@ -116,6 +116,7 @@ pub enum Event {
 }
 
 /// What the plugin's process needs in order to go through a gateway.
+#[derive(Clone)]
 pub struct PluginAccess {
     /// Environment variables, the secret ones among them.
     pub environment: Vec<(&'static str, SecretString)>,

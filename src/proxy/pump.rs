@@ -90,11 +90,20 @@ pub(super) async fn run(
         match turn {
             Turn::ClientFin => silence = Silence::begin(link, settings),
             Turn::ClientReset => return End::ClientGone,
-            Turn::PluginClosed if flow.touched => return End::Finished,
+            Turn::PluginClosed if flow.touched && !route.ledger.is_open(link.stream) => return End::Finished,
             Turn::PluginClosed => break,
         }
     }
-    // The plugin has closed a connection that carried nothing: either the destination refused it, or the plugin died.
+    // The plugin has closed a connection of which no end was seen on the data channel, or which carried nothing: either
+    // the destination refused it, or the plugin died.
+    if flow.touched {
+        return tokio::select! {
+            biased;
+            () = deadline.cancelled() => End::Stopped,
+            () = route.ended.cancelled() => End::Cut,
+            () = tokio::time::sleep(NEWS) => End::Finished,
+        };
+    }
     *carried = flow.up.take();
     tokio::select! {
         biased;

@@ -17,12 +17,12 @@ use tracing_subscriber::{EnvFilter, Layer, Registry};
 /// How log lines are written. They go to standard error; standard output belongs to the commands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// The journal's native fields if standard error is the journal, else readable lines.
+    /// The journal's native fields if standard error is the journal, else readable lines
     #[default]
     Auto,
-    /// Readable lines.
+    /// Readable lines
     Text,
-    /// A JSON object on each line.
+    /// A JSON object on each line
     Json,
 }
 

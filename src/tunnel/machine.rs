@@ -18,8 +18,10 @@ pub(super) const BARELY: Duration = Duration::from_secs(1);
 /// Stopping the plugin and terminating the session, after the connections' grace. The plugin is stopped politely
 /// within 5 s.
 pub(super) const ENDING: Duration = Duration::from_secs(7);
-/// Stopping takes no longer than this, whatever hangs.
+/// The daemon's stop takes no longer than this, whatever hangs.
 pub(super) const STOPPING: Duration = Duration::from_secs(14);
+/// The longest grace of a daemon's stop (`stop_grace`). A tunnel that is removed may have more.
+const LONGEST_GRACE: Duration = Duration::from_secs(10);
 /// TerminateSession is tried this often before the session is left to the record.
 pub(super) const TERMINATE_ATTEMPTS: u32 = 4;
 /// Replaced sessions kept for their open connections without a time limit. Each costs a plugin of 20 MB; one more, and
@@ -107,14 +109,11 @@ impl Tunnel {
                 self.session_event(generation, event, random, &mut actions);
             }
             Event::Configure { settings, renew } => self.configure(settings, renew),
-            Event::Stop => self.stop(self.settings.stop_grace),
-            Event::StopNow => {
-                self.stop(Duration::ZERO);
-                if let Some(stopping) = &mut self.stopping {
-                    stopping.grace_until = self.now;
-                    stopping.deadline = self.now;
-                }
+            Event::Stop { grace } => {
+                let total = grace + ENDING;
+                self.stop(grace, if grace > LONGEST_GRACE { total } else { total.min(STOPPING) });
             }
+            Event::StopNow => self.stop(Duration::ZERO, Duration::ZERO),
             Event::Tick => {}
         }
         self.settle(random, &mut actions);
@@ -395,13 +394,12 @@ impl Tunnel {
         }
     }
 
-    fn stop(&mut self, grace: Duration) {
-        let now = self.now;
-        self.stopping.get_or_insert(Stopping {
-            grace_until: now + grace,
-            deadline: now + (grace + ENDING).min(STOPPING),
-            done: false,
-        });
+    /// Stops, or makes shorter work of a stop that is under way.
+    fn stop(&mut self, grace: Duration, total: Duration) {
+        let (grace_until, deadline) = (self.now + grace, self.now + total);
+        let stopping = self.stopping.get_or_insert(Stopping { grace_until, deadline, done: false });
+        stopping.grace_until = stopping.grace_until.min(grace_until);
+        stopping.deadline = stopping.deadline.min(deadline);
     }
 
     /// Draws every conclusion from the state and the time: deadlines, slots, routes, the end.

@@ -56,8 +56,6 @@ pub struct Settings {
     pub resume_for: Duration,
     /// How long connections of a session that was replaced on purpose may go on.
     pub drain: Duration,
-    /// How long connections may go on when the tunnel stops.
-    pub stop_grace: Duration,
     /// The age at which a session is replaced.
     pub rotate: Option<Duration>,
 }
@@ -87,8 +85,11 @@ pub enum Event {
         /// Replace the sessions.
         renew: bool,
     },
-    /// Stop: open connections have `stop_grace`.
-    Stop,
+    /// Stop: open connections may go on for `grace`.
+    Stop {
+        /// At most 10 s for a stop that ends within 14 s.
+        grace: Duration,
+    },
     /// Stop at once; what cannot be terminated is left to the record.
     StopNow,
     /// The deadline has come.

@@ -13,6 +13,7 @@ use super::status::State;
 use super::{Action, Event, Generation, Report, SessionEvent, Settings, Time, Tunnel};
 
 const SECOND: Duration = Duration::from_secs(1);
+const STOP: Event = Event::Stop { grace: Duration::from_secs(5) };
 
 fn settings() -> Settings {
     Settings {
@@ -21,7 +22,6 @@ fn settings() -> Settings {
         failover_after: 5 * SECOND,
         resume_for: 600 * SECOND,
         drain: 600 * SECOND,
-        stop_grace: 5 * SECOND,
         rotate: None,
     }
 }
@@ -345,7 +345,7 @@ fn every_event_in_every_state() {
         later.advance_to_deadline();
         nexts.push(later);
         for event in [
-            Event::Stop,
+            STOP,
             Event::StopNow,
             Event::Configure { settings: settings(), renew: true },
             Event::Configure { settings: Settings { sessions: 2, ..settings() }, renew: false },
@@ -359,7 +359,7 @@ fn every_event_in_every_state() {
         // From every state a stop is a stop, in time, even if the world does nothing any more …
         let mut stopped = world.clone();
         let began = stopped.now;
-        stopped.feed(Event::Stop, 0.5);
+        stopped.feed(STOP, 0.5);
         while !stopped.stopped {
             let before = stopped.now;
             stopped.advance_to_deadline();
@@ -407,7 +407,7 @@ proptest! {
             }
         }
         prop_assert!(world.obliges(|w| w.tunnel.routes.len() >= sessions));
-        world.feed(Event::Stop, 0.5);
+        world.feed(STOP, 0.5);
         prop_assert!(world.obliges(|w| w.stopped));
     }
 }

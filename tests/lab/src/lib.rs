@@ -18,6 +18,7 @@
 //! | [`destination`] | servers for the far end of tunnels |
 //! | [`control`] | commands as text, for the foreground program |
 //! | [`standin`] | the plugin's stand-in |
+//! | [`load`] | clients, and what they saw |
 //! | [`wire`] | the codec |
 
 mod agent;
@@ -27,6 +28,7 @@ pub mod destination;
 pub mod fault;
 mod lab;
 mod line;
+pub mod load;
 pub mod options;
 mod service;
 pub mod standin;

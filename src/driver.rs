@@ -1,1 +1,0 @@
-//! A task per tunnel: events in, actions out.

@@ -1,0 +1,367 @@
+//! A task per tunnel: events in, actions out. It decides nothing; what it waits for, it waits for in tasks of their
+//! own, so that a request to stop is never queued behind slow work.
+
+mod record;
+mod report;
+mod session;
+pub mod tunnels;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use tempfile::TempDir;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+use crate::aws::sdk::Clients;
+use crate::aws::target;
+use crate::config::{self, GatewayMode};
+use crate::gateway::Authority;
+use crate::plugin::find::find;
+use crate::plugin::version::Versions;
+use crate::proxy::Route;
+use crate::tunnel::failure::Failure;
+use crate::tunnel::status::{State, Status};
+use crate::tunnel::{Action, Event, Generation, SessionEvent, Settings, Tunnel};
+use record::Record;
+use session::{Begun, Message, Session};
+
+/// Messages that wait for the driver. It empties this faster than anything fills it; where it does not, the senders
+/// wait.
+const MESSAGES: usize = 256;
+
+/// What all tunnels of a process share.
+#[derive(Clone)]
+pub struct Shared {
+    /// One API client for each identity.
+    pub clients: Arc<Clients>,
+    /// The plugins' versions, each asked once.
+    pub versions: Arc<Versions>,
+    /// Signs the certificates that the plugins see.
+    pub authority: Arc<Authority>,
+    /// Where the authority's certificate lies for the plugins; removed with the last user of it.
+    pub certificates: Arc<TempDir>,
+    /// Below it each tunnel has a folder.
+    pub runtime_dir: PathBuf,
+}
+
+/// What a running tunnel is told.
+#[derive(Debug)]
+pub enum Command {
+    /// The configuration has changed.
+    Configure(Box<config::Tunnel>),
+    /// Stop; open connections may go on for this long.
+    Stop(Duration),
+    /// Stop at once.
+    StopNow,
+}
+
+/// Runs one tunnel until it is stopped.
+pub struct Driver {
+    shared: Shared,
+    config: Arc<config::Tunnel>,
+    core: Tunnel,
+    began: Instant,
+    sessions: HashMap<Generation, Session>,
+    record: Record,
+    sender: mpsc::Sender<Message>,
+    messages: mpsc::Receiver<Message>,
+    commands: mpsc::Receiver<Command>,
+    routes: watch::Sender<Vec<Arc<Route>>>,
+    status: watch::Sender<Status>,
+}
+
+/// The driver's outside: what others hold of a running tunnel.
+pub struct Handle {
+    /// Where it takes commands.
+    pub commands: mpsc::Sender<Command>,
+    /// The sessions that take new connections.
+    pub routes: watch::Receiver<Vec<Arc<Route>>>,
+    /// What the tunnel is doing.
+    pub status: watch::Receiver<Status>,
+}
+
+impl Driver {
+    /// A driver for `config` that has begun nothing yet.
+    ///
+    /// # Errors
+    /// The tunnel's folder in the runtime directory cannot be made.
+    pub fn new(shared: Shared, config: config::Tunnel) -> io::Result<(Self, Handle)> {
+        let record = Record::open(shared.runtime_dir.join(&config.name))?;
+        let core = Tunnel::new(settings(&config));
+        let (sender, messages) = mpsc::channel(MESSAGES);
+        let (command_sender, commands) = mpsc::channel(8);
+        let (routes, routes_receiver) = watch::channel(Vec::new());
+        let (status, status_receiver) = watch::channel(core.status());
+        let handle = Handle { commands: command_sender, routes: routes_receiver, status: status_receiver };
+        let driver = Self {
+            shared,
+            config: Arc::new(config),
+            core,
+            began: Instant::now(),
+            sessions: HashMap::new(),
+            record,
+            sender,
+            messages,
+            commands,
+            routes,
+            status,
+        };
+        Ok((driver, handle))
+    }
+
+    /// Keeps the tunnel up; returns when it was told to stop and nothing of it is left.
+    pub async fn run(mut self) {
+        self.terminate_leftovers();
+        self.handle(Event::Tick);
+        while self.status.borrow().state != State::Stopped {
+            let deadline = self.core.next_deadline().map(|at| self.began + at);
+            let event = tokio::select! {
+                Some(command) = self.commands.recv() => Some(self.command(command)),
+                Some(message) = self.messages.recv() => self.message(message),
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Some(Event::Tick),
+            };
+            if let Some(event) = event {
+                self.handle(event);
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) -> Event {
+        match command {
+            Command::Configure(config) => {
+                let renew = !same_sessions(&self.config, &config);
+                let settings = settings(&config);
+                self.config = Arc::new(*config);
+                Event::Configure { settings, renew }
+            }
+            Command::Stop(grace) => Event::Stop { grace },
+            Command::StopNow => Event::StopNow,
+        }
+    }
+
+    /// What a message means to the core, if anything.
+    fn message(&mut self, message: Message) -> Option<Event> {
+        let (generation, event) = match message {
+            Message::Begun(generation, Ok(begun)) => {
+                let session = self.sessions.get_mut(&generation)?;
+                let id = begun.started.session_id.clone();
+                if let Err(error) = self.record.add(&id) {
+                    warn!(tunnel = self.config.name, session = id, %error, "the session could not be recorded");
+                }
+                info!(
+                    tunnel = self.config.name,
+                    session = id,
+                    event = "started",
+                    target = begun.target,
+                    "session started with {}",
+                    begun.target
+                );
+                session.begun = Some(*begun);
+                (generation, SessionEvent::Started)
+            }
+            Message::Begun(generation, Err(failure)) => (generation, SessionEvent::StartFailed(failure)),
+            Message::Gateway(generation, event) => {
+                (generation, self.sessions.get_mut(&generation)?.gateway_event(&self.config, event)?)
+            }
+            Message::Plugin(generation, event) => {
+                let session = self.sessions.get_mut(&generation)?;
+                (generation, session.plugin_event(&self.config, event, generation, &self.sender)?)
+            }
+            Message::Connections(generation, open) => (generation, SessionEvent::Connections(open)),
+            Message::Terminated(generation, result) => (generation, SessionEvent::Terminated(result)),
+        };
+        Some(Event::Session(generation, event))
+    }
+
+    /// Feeds the core until it has nothing more to do at once.
+    fn handle(&mut self, event: Event) {
+        let mut next = Some(event);
+        while let Some(event) = next.take() {
+            let random = rand::rng().random::<f64>();
+            for action in self.core.handle(self.began.elapsed(), event, random) {
+                if let Some(event) = self.perform(action) {
+                    // Only a launch answers at once, and there is at most one in a list of actions.
+                    next = Some(event);
+                }
+            }
+        }
+        let status = self.core.status();
+        self.status.send_if_modified(|current| {
+            let changed = *current != status;
+            *current = status;
+            changed
+        });
+    }
+
+    fn perform(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Start(generation, target) => self.start(generation, target),
+            Action::Launch(generation) => {
+                let failure = self.launch(generation).err()?;
+                return Some(Event::Session(generation, SessionEvent::LaunchFailed(failure)));
+            }
+            Action::Route(generations) => {
+                let routes = generations.iter().filter_map(|g| self.sessions.get(g)?.route.clone()).collect();
+                self.routes.send_replace(routes);
+            }
+            Action::Cut(generation) => {
+                if let Some(route) = self.sessions.get(&generation).and_then(|session| session.route.as_ref())
+                {
+                    route.ended.cancel();
+                }
+            }
+            Action::StopPlugin(generation) => {
+                if let Some(plugin) =
+                    self.sessions.get(&generation).and_then(|session| session.plugin.as_ref())
+                {
+                    plugin.stop();
+                }
+            }
+            Action::KillPlugin(generation) => {
+                if let Some(plugin) =
+                    self.sessions.get(&generation).and_then(|session| session.plugin.as_ref())
+                {
+                    plugin.kill();
+                }
+            }
+            Action::Terminate(generation) => self.terminate(generation),
+            Action::Forget(generation) => self.forget(generation, true),
+            Action::LeaveRecorded(generation) => self.forget(generation, false),
+            Action::Report(report) => {
+                let session = report::generation(&report);
+                let session = self.sessions.get(&session).map_or("", Session::id);
+                report::write(&self.config.name, session, &report);
+            }
+            Action::Stopped => {}
+        }
+        None
+    }
+
+    fn start(&mut self, generation: Generation, target: usize) {
+        let (config, shared) = (self.config.clone(), self.shared.clone());
+        self.sessions.insert(generation, Session::default());
+        let sender = self.sender.clone();
+        tokio::spawn(async move {
+            let begun = begin(&config, &shared, target).await.map(Box::new);
+            let _ = sender.send(Message::Begun(generation, begun)).await;
+        });
+    }
+
+    fn launch(&mut self, generation: Generation) -> Result<(), Failure> {
+        let Some(session) = self.sessions.get_mut(&generation) else { return Ok(()) };
+        session.launch(generation, &self.config, &self.shared, &self.sender)
+    }
+
+    fn terminate(&self, generation: Generation) {
+        let Some(begun) = self.sessions.get(&generation).and_then(|session| session.begun.as_ref()) else {
+            return;
+        };
+        let (api, id, sender) = (begun.api.clone(), begun.started.session_id.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let result = api.terminate_session(&id).await;
+            let _ = sender.send(Message::Terminated(generation, result)).await;
+        });
+    }
+
+    fn forget(&mut self, generation: Generation, over: bool) {
+        let Some(session) = self.sessions.remove(&generation) else { return };
+        if over
+            && !session.id().is_empty()
+            && let Err(error) = self.record.remove(session.id())
+        {
+            warn!(tunnel = self.config.name, session = session.id(), %error, "the session's record stays");
+        }
+    }
+
+    /// Terminates the sessions that an earlier process has left at the service.
+    fn terminate_leftovers(&self) {
+        let leftovers = match self.record.sessions() {
+            Ok(leftovers) => leftovers,
+            Err(error) => {
+                warn!(tunnel = self.config.name, %error, "the record of sessions cannot be read");
+                return;
+            }
+        };
+        for id in leftovers {
+            let (config, clients, record) =
+                (self.config.clone(), self.shared.clients.clone(), self.record.clone());
+            tokio::spawn(async move {
+                let result = match clients.get(&config.identity).await {
+                    Ok(api) => api.terminate_session(&id).await,
+                    Err(failure) => Err(failure),
+                };
+                let (tunnel, session) = (&config.name, &id);
+                match result {
+                    Ok(()) => {
+                        let _ = record.remove(&id);
+                        info!(
+                            tunnel,
+                            session,
+                            event = "leftover",
+                            "session of an earlier process terminated"
+                        );
+                    }
+                    Err(failure) => {
+                        warn!(
+                            tunnel,
+                            session,
+                            reason = failure.text,
+                            "session of an earlier process not terminated"
+                        );
+                    }
+                }
+            });
+        }
+    }
+}
+
+/// Everything up to an answer of StartSession. The plugin is looked for first: without one, a session would be started
+/// only to be terminated.
+async fn begin(config: &config::Tunnel, shared: &Shared, target: usize) -> Result<Begun, Failure> {
+    let plugin = find(&config.plugin)?;
+    shared.versions.check(&plugin).await?;
+    let api = shared.clients.get(&config.identity).await?;
+    let target = target::resolve(&*api, &config.target, target).await?;
+    let request = target::start_request(config, &target, &target::host_name());
+    let started = api.start_session(&request).await?;
+    Ok(Begun { api, plugin, target, request, started })
+}
+
+/// The core's part of a tunnel's configuration.
+fn settings(config: &config::Tunnel) -> Settings {
+    Settings {
+        sessions: usize::from(config.sessions),
+        targets: match &config.target {
+            config::Target::Ids(ids) => ids.len(),
+            config::Target::Tag { .. } => 1,
+        },
+        failover_after: config.failover_after,
+        // When only watched, a connection does not outlive its WebSocket: nothing is worth waiting for.
+        resume_for: match config.gateway {
+            GatewayMode::Hold => config.resume_for,
+            GatewayMode::Observe => config.failover_after,
+        },
+        drain: config.drain,
+        rotate: config.rotate,
+    }
+}
+
+/// Whether a session under one configuration is as good as one under the other.
+fn same_sessions(a: &config::Tunnel, b: &config::Tunnel) -> bool {
+    a.target == b.target
+        && a.remote_host == b.remote_host
+        && a.remote_port == b.remote_port
+        && a.gateway == b.gateway
+        && a.identity == b.identity
+        && a.stream_endpoint == b.stream_endpoint
+        && a.document == b.document
+        && a.parameters == b.parameters
+        && a.reason == b.reason
+        && a.plugin == b.plugin
+}

@@ -1,0 +1,164 @@
+//! One log line for each thing that an operator would want to know, at the right level.
+
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use crate::tunnel::failure::Class;
+use crate::tunnel::{Generation, Reason, Report};
+
+/// Writes one report of the core to the log. `session` is the id, as the console and CloudTrail show it.
+pub(super) fn write(tunnel: &str, session: &str, report: &Report) {
+    match report {
+        Report::Ready(_, took) => {
+            info!(
+                tunnel,
+                session,
+                event = "ready",
+                duration_ms = millis(*took),
+                "ready after {}",
+                span(*took)
+            );
+        }
+        Report::Interrupted(_, reason) => {
+            info!(tunnel, session, event = "interrupted", reason, "data channel closed ({reason}); resuming");
+        }
+        Report::Resumed(_, after, attempts) => {
+            let tries = if *attempts == 1 { "1 try".to_owned() } else { format!("{attempts} tries") };
+            info!(
+                tunnel,
+                session,
+                event = "resumed",
+                duration_ms = millis(*after),
+                attempts,
+                "resumed after {}, {tries}",
+                span(*after)
+            );
+        }
+        Report::FailingOver(_, after) => {
+            warn!(
+                tunnel,
+                session,
+                event = "failover",
+                "not resumed for {}: starting a second session for new connections",
+                span(*after)
+            );
+        }
+        Report::Replacing(_, reason) => {
+            let reason = match reason {
+                Reason::Age => "it has reached its age",
+                Reason::Configuration => "the configuration has changed",
+                Reason::Destination => "the destination cannot be reached; its name is resolved anew",
+                Reason::ForeignConnection => "another process has connected to the plugin's port",
+            };
+            info!(tunnel, session, event = "replacing", reason, "starting a replacement: {reason}");
+        }
+        Report::Retired(_, open) => {
+            info!(tunnel, session, event = "retired", open, "takes no new connections; {open} still open");
+        }
+        Report::ServesAgain(_) => {
+            info!(tunnel, session, event = "serves_again", "takes new connections again");
+        }
+        Report::Ended { reason, age, cut, expected, .. } => {
+            let duration_ms = millis(*age);
+            let age = span(*age);
+            if *expected {
+                info!(
+                    tunnel,
+                    session,
+                    event = "ended",
+                    reason,
+                    duration_ms,
+                    cut,
+                    "session ended at the age of {age}: {reason}; {cut} connections cut"
+                );
+            } else {
+                warn!(
+                    tunnel,
+                    session,
+                    event = "lost",
+                    reason,
+                    duration_ms,
+                    cut,
+                    "session lost at the age of {age}: {reason}; {cut} connections cut"
+                );
+            }
+        }
+        Report::Failed(_, failure, delay) => {
+            let (class, text) = (failure.class.to_string(), &failure.text);
+            let next = if delay.is_zero() { "now".to_owned() } else { format!("in {}", span(*delay)) };
+            match failure.class {
+                Class::NeedsChange | Class::Access => error!(
+                    tunnel,
+                    session,
+                    event = "failed",
+                    class,
+                    reason = text,
+                    "no session: {text}; next try {next}"
+                ),
+                _ => warn!(
+                    tunnel,
+                    session,
+                    event = "failed",
+                    class,
+                    reason = text,
+                    "no session: {text}; next try {next}"
+                ),
+            }
+        }
+        Report::NotTerminated(_, reason) => {
+            warn!(
+                tunnel,
+                session,
+                event = "not_terminated",
+                reason,
+                "could not be terminated ({reason}); the next start tries again"
+            );
+        }
+    }
+}
+
+/// Whom a report is about.
+pub(super) fn generation(report: &Report) -> Generation {
+    match report {
+        Report::Ready(generation, _)
+        | Report::Interrupted(generation, _)
+        | Report::Resumed(generation, ..)
+        | Report::FailingOver(generation, _)
+        | Report::Replacing(generation, _)
+        | Report::Retired(generation, _)
+        | Report::ServesAgain(generation)
+        | Report::Ended { generation, .. }
+        | Report::Failed(generation, ..)
+        | Report::NotTerminated(generation, _) => *generation,
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// `0.4 s`, `12 s`, `3h 12m`: as much as a person wants to read.
+pub(super) fn span(duration: Duration) -> String {
+    if duration < Duration::from_secs(10) {
+        return format!("{:.1} s", duration.as_secs_f64());
+    }
+    match duration.as_secs() {
+        seconds @ ..60 => format!("{seconds} s"),
+        seconds @ 60..3600 => format!("{}m {}s", seconds / 60, seconds % 60),
+        seconds @ 3600..86_400 => format!("{}h {}m", seconds / 3600, seconds / 60 % 60),
+        seconds => format!("{}d {}h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_read_well() {
+        let said =
+            [400, 9_900, 12_000, 75_000, 11_520_000, 190_000_000].map(|ms| span(Duration::from_millis(ms)));
+        assert_eq!(said, ["0.4 s", "9.9 s", "12 s", "1m 15s", "3h 12m", "2d 4h"]);
+    }
+}

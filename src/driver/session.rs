@@ -1,0 +1,266 @@
+//! What belongs to one session here: its gateway, its plugin, the route to it; and what they tell of it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use super::Shared;
+use crate::aws::api::{Api, StartRequest, StartedSession};
+use crate::config::{self, GatewayMode};
+use crate::gateway::ledger::Ledger;
+use crate::gateway::{self, Gateway};
+use crate::plugin::output::Output;
+use crate::plugin::process::{self, Launch, Running};
+use crate::proxy::Route;
+use crate::tunnel::failure::{Class, Failure};
+use crate::tunnel::{Generation, SessionEvent};
+
+/// Events of one session that wait to be passed on.
+const EVENTS: usize = 64;
+
+/// What comes back to the driver.
+pub(super) enum Message {
+    Begun(Generation, Result<Box<Begun>, Failure>),
+    Gateway(Generation, gateway::Event),
+    Plugin(Generation, process::Event),
+    Connections(Generation, usize),
+    Terminated(Generation, Result<(), Failure>),
+}
+
+/// A session that the service has started, and all that it takes to go on with it.
+pub(super) struct Begun {
+    pub api: Arc<dyn Api>,
+    /// The plugin's program.
+    pub plugin: PathBuf,
+    pub target: String,
+    pub request: StartRequest,
+    pub started: StartedSession,
+}
+
+/// One generation's resources. Dropping it ends them all.
+#[derive(Default)]
+pub(super) struct Session {
+    pub begun: Option<Begun>,
+    pub plugin: Option<Running>,
+    pub route: Option<Arc<Route>>,
+    gateway: Option<Gateway>,
+    ledger: Arc<Ledger>,
+    /// In `observe` mode: the plugin's connection was closed and not opened again yet.
+    unobserved: bool,
+    /// Said once for each session.
+    repair_warned: bool,
+}
+
+impl Session {
+    /// The session's id, empty while there is none.
+    pub(super) fn id(&self) -> &str {
+        self.begun.as_ref().map_or("", |begun| &begun.started.session_id)
+    }
+
+    /// Opens the gateway and starts the plugin that goes through it.
+    pub(super) fn launch(
+        &mut self,
+        generation: Generation,
+        config: &config::Tunnel,
+        shared: &Shared,
+        sender: &mpsc::Sender<Message>,
+    ) -> Result<(), Failure> {
+        let Some(begun) = &self.begun else { return Ok(()) };
+        if config.gateway == GatewayMode::Observe {
+            self.ledger.stop();
+        }
+        let spec = gateway::Spec {
+            tunnel: config.name.clone(),
+            session: begun.started.clone(),
+            mode: config.gateway,
+            stream_endpoint: config.stream_endpoint.clone(),
+            endpoint_url: config.identity.endpoint_url.clone(),
+            ca_file: config.identity.ca_file.clone(),
+            api: begun.api.clone(),
+            ledger: self.ledger.clone(),
+        };
+        let events = forward(sender.clone(), move |event| Message::Gateway(generation, event));
+        let gateway = Gateway::open(spec, shared.authority.clone(), shared.certificates.path(), events)
+            .map_err(|error| {
+                Failure::new(Class::Network, format!("the gateway could not be opened: {error}"))
+            })?;
+        let events = forward(sender.clone(), move |event| Message::Plugin(generation, event));
+        let launch = Launch {
+            plugin: begun.plugin.clone(),
+            tunnel: config.name.clone(),
+            region: begun.api.region().to_owned(),
+            request: begun.request.clone(),
+            access: gateway.access().clone(),
+            runtime_dir: shared.runtime_dir.clone(),
+        };
+        self.plugin = Some(process::launch(launch, events)?);
+        self.gateway = Some(gateway);
+        Ok(())
+    }
+
+    /// What the gateway saw, in the core's terms.
+    pub(super) fn gateway_event(
+        &mut self,
+        config: &config::Tunnel,
+        event: gateway::Event,
+    ) -> Option<SessionEvent> {
+        let (tunnel, session) = (&config.name, self.id().to_owned());
+        match event {
+            gateway::Event::ChannelOpened if self.unobserved => {
+                self.unobserved = false;
+                Some(SessionEvent::ChannelResumed { attempts: 1 })
+            }
+            gateway::Event::ChannelOpened => None,
+            gateway::Event::Handshake { agent_version, session_type, encrypted } => {
+                debug!(tunnel, session, agent_version, session_type, encrypted, "handshake");
+                if encrypted && !self.repair_warned {
+                    self.repair_warned = true;
+                    warn!(
+                        tunnel,
+                        session,
+                        "the session is encrypted: a lone line feed that the plugin changes into a carriage return \
+                         cannot be put right"
+                    );
+                }
+                Some(SessionEvent::Kind(session_type))
+            }
+            gateway::Event::ChannelClosed { code, reason } => {
+                self.unobserved = config.gateway == GatewayMode::Observe;
+                self.interrupted(true);
+                let reason = match code {
+                    Some(code) => format!("code {code}: {reason}"),
+                    None => reason,
+                };
+                Some(SessionEvent::ChannelClosed { reason })
+            }
+            gateway::Event::ResumeFailed(failure) => {
+                debug!(tunnel, session, reason = failure.text, "resume failed");
+                None
+            }
+            gateway::Event::ChannelResumed { attempts, .. } => {
+                self.interrupted(false);
+                Some(SessionEvent::ChannelResumed { attempts })
+            }
+            gateway::Event::SessionEnded { reason } => Some(SessionEvent::Ended { reason }),
+            gateway::Event::PluginHung { reason } => Some(SessionEvent::PluginHung { reason }),
+            gateway::Event::DestinationFailed => {
+                warn!(
+                    tunnel,
+                    session,
+                    event = "destination_failed",
+                    "the agent could not reach the destination"
+                );
+                Some(SessionEvent::DestinationFailed)
+            }
+            gateway::Event::ForeignConnection => Some(SessionEvent::ForeignConnection),
+        }
+    }
+
+    /// What the plugin said or did, in the core's terms.
+    pub(super) fn plugin_event(
+        &mut self,
+        config: &config::Tunnel,
+        event: process::Event,
+        generation: Generation,
+        sender: &mpsc::Sender<Message>,
+    ) -> Option<SessionEvent> {
+        match event {
+            process::Event::Output(output) => self.output(config, output, generation, sender),
+            process::Event::Stopped => {
+                Some(SessionEvent::PluginHung { reason: "its process is stopped".to_owned() })
+            }
+            process::Event::Exited { words, status } => {
+                let signal = status.and_then(|status| status.signal());
+                let words = match (words, signal) {
+                    (_, Some(signal)) => format!("killed by signal {signal}"),
+                    (Some(words), None) => words,
+                    (None, None) => "without a word".to_owned(),
+                };
+                Some(SessionEvent::PluginExited { words })
+            }
+        }
+    }
+
+    /// In `hold` mode the gateway knows better what becomes of the data channel, and knows it sooner.
+    fn output(
+        &mut self,
+        config: &config::Tunnel,
+        output: Output,
+        generation: Generation,
+        sender: &mpsc::Sender<Message>,
+    ) -> Option<SessionEvent> {
+        debug!(tunnel = config.name, session = self.id(), ?output, "the plugin says");
+        let observed = config.gateway == GatewayMode::Observe;
+        match output {
+            // Where its log goes to its output it says so twice.
+            Output::PortOpened(port) if self.route.is_none() => {
+                self.open_route(port, generation, sender);
+                Some(SessionEvent::Opened)
+            }
+            Output::SocketOpened { path } => Some(SessionEvent::PluginHung {
+                reason: format!(
+                    "it listens on the socket {path} instead of a port; the document must not say so"
+                ),
+            }),
+            Output::SessionClosed { reason } => Some(SessionEvent::Ended { reason }),
+            Output::DestinationFailed if observed => Some(SessionEvent::DestinationFailed),
+            Output::ChannelClosed { code, reason } if observed => {
+                self.unobserved = true;
+                Some(SessionEvent::ChannelClosed { reason: format!("code {code}: {reason}") })
+            }
+            Output::Reconnected if observed && self.unobserved => {
+                self.unobserved = false;
+                Some(SessionEvent::ChannelResumed { attempts: 1 })
+            }
+            Output::DataTimeout if observed => Some(SessionEvent::PluginHung {
+                reason: "nothing that it sent was acknowledged for five minutes".to_owned(),
+            }),
+            _ => None,
+        }
+    }
+
+    /// Tells the proxy whether the destination can be heard.
+    fn interrupted(&self, interrupted: bool) {
+        if let Some(route) = &self.route {
+            route.interrupted.store(interrupted, Relaxed);
+        }
+    }
+
+    /// The plugin listens: connections can be sent to it, and are counted.
+    fn open_route(&mut self, port: u16, generation: Generation, sender: &mpsc::Sender<Message>) {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let route = Arc::new(Route::new(generation, self.id().to_owned(), address, self.ledger.clone()));
+        let mut open = route.open.subscribe();
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            while open.changed().await.is_ok() {
+                let count = *open.borrow_and_update();
+                if sender.send(Message::Connections(generation, count)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        self.route = Some(route);
+    }
+}
+
+/// A channel whose events reach the driver under their session's generation.
+fn forward<E: Send + 'static>(
+    sender: mpsc::Sender<Message>,
+    tag: impl Fn(E) -> Message + Send + 'static,
+) -> mpsc::Sender<E> {
+    let (events, mut receiver) = mpsc::channel(EVENTS);
+    tokio::spawn(async move {
+        while let Some(event) = receiver.recv().await {
+            if sender.send(tag(event)).await.is_err() {
+                return;
+            }
+        }
+    });
+    events
+}

@@ -1,0 +1,290 @@
+//! The daemon's own life: signals, reload, exit codes, and what it must never give away.
+
+use std::time::{Duration, Instant};
+
+use autossm_lab::Lab;
+use autossm_lab::fault::{ApiFault, Call, Fault};
+use autossm_lab::load::Load;
+use autossm_lab::options::Options;
+use nix::sys::signal::{Signal, kill};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::daemon::{Daemon, SECRET_KEY, own_address, tunnel, until};
+
+async fn echoes(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"ping").await?;
+    let mut back = [0; 4];
+    stream.read_exact(&mut back).await?;
+    assert_eq!(&back, b"ping");
+    Ok(())
+}
+
+/// Everything that an outage, a resume, a killed plugin and a stop write down, at the most talkative level.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_is_ever_written_down() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let daemon = Daemon::echo(&lab, "").await;
+    let load = Load::start(daemon.address, 20);
+    lab.close_all(1000, "Bye");
+    daemon.event("resumed").await;
+    lab.set_for(Fault::Api(Call::Resume, ApiFault::Expired), Duration::from_secs(1));
+    lab.abort_all();
+    daemon.event_times("resumed", 2).await;
+    let plugin = daemon.plugin().await;
+    let seen_by_ps = std::fs::read(format!("/proc/{plugin}/cmdline")).unwrap();
+    let environment = String::from_utf8(std::fs::read(format!("/proc/{plugin}/environ")).unwrap()).unwrap();
+    let proxy_secret = environment
+        .split('\0')
+        .find_map(|variable| variable.strip_prefix("HTTPS_PROXY=http://"))
+        .and_then(|rest| rest.split(['@', ':']).nth(1))
+        .expect("the plugin goes through the gateway")
+        .to_owned();
+    kill(plugin, Signal::SIGKILL).unwrap();
+    daemon.event_times("ready", 2).await;
+    load.finish().await;
+    let folder = daemon.folder.clone();
+    let log = daemon.stop(&lab).await;
+
+    assert!(log.len() > 100, "at trace level there is much to search");
+    assert!(log.iter().any(|line| line.fields["level"] == "TRACE"));
+    // The lab's tokens begin like the service's.
+    let secrets = ["AAEAA", SECRET_KEY, &proxy_secret];
+    for secret in secrets {
+        let told: Vec<_> =
+            log.iter().filter(|line| line.text.contains(secret)).map(|line| &line.text).collect();
+        assert!(told.is_empty(), "{secret} in the log: {told:?}");
+        assert!(!String::from_utf8_lossy(&seen_by_ps).contains(secret), "{secret} in argv");
+    }
+    assert!(
+        !environment.contains("AAEAA") && !environment.contains(SECRET_KEY),
+        "the plugin holds no real secret"
+    );
+    for inherited in ["AWS_CA_BUNDLE", "SSL_CERT_FILE", "/nonexistent", "127.0.0.1:1\0"] {
+        assert!(!environment.contains(inherited), "{inherited} was inherited");
+    }
+    let files = std::process::Command::new("grep")
+        .args(["-rl", "-e", "AAEAA", "-e", SECRET_KEY])
+        .arg(folder.path())
+        .output()
+        .unwrap();
+    assert!(files.stdout.is_empty(), "a secret in a file: {}", String::from_utf8_lossy(&files.stdout));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn open_connections_have_their_grace_and_new_ones_are_refused() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let mut daemon = Daemon::echo(&lab, "stop_grace = \"3s\"").await;
+    let mut open = TcpStream::connect(daemon.address).await.unwrap();
+    echoes(&mut open).await.unwrap();
+    let began = Instant::now();
+    daemon.signal(Signal::SIGTERM);
+    until("refused", || std::net::TcpStream::connect(daemon.address).is_err().then_some(())).await;
+    echoes(&mut open).await.expect("an open connection goes on");
+    assert_eq!(open.read(&mut [0; 1]).await.unwrap_or(0), 0, "until its grace is over");
+    assert!(began.elapsed() > Duration::from_millis(2900));
+    assert!(daemon.exit().await.success());
+    assert!(began.elapsed() < Duration::from_secs(15));
+    assert!(lab.sessions().is_empty());
+}
+
+/// A plugin that cannot be stopped politely and a service that answers nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopping_ends_whatever_hangs() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let mut daemon = Daemon::echo(&lab, "").await;
+    let mut open = TcpStream::connect(daemon.address).await.unwrap();
+    echoes(&mut open).await.unwrap();
+    let plugin = daemon.plugin().await;
+    lab.set(Fault::BlackHole);
+    kill(plugin, Signal::SIGSTOP).unwrap();
+    let began = Instant::now();
+    daemon.signal(Signal::SIGTERM);
+    assert!(daemon.exit().await.success());
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(kill(plugin, None).is_err(), "the plugin is still there");
+    println!("stopped after {:.1} s", began.elapsed().as_secs_f64());
+
+    // What could not be terminated is on record, and the next process terminates it.
+    assert_eq!(lab.sessions().len(), 1);
+    let left = lab.sessions().remove(0);
+    lab.clear(Fault::BlackHole);
+    let address = own_address();
+    let config = tunnel(&lab, "echo", address, lab.echo_addr(), "");
+    let daemon = Daemon::start_in(daemon.folder.clone(), address, &config);
+    daemon.event("leftover").await;
+    assert!(!lab.sessions().contains(&left));
+    daemon.event("ready").await;
+    daemon.stop(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_ends_it_at_once() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let mut daemon = Daemon::echo(&lab, "stop_grace = \"10s\"").await;
+    let mut open = TcpStream::connect(daemon.address).await.unwrap();
+    echoes(&mut open).await.unwrap();
+    let plugin = daemon.plugin().await;
+    daemon.signal(Signal::SIGINT);
+    daemon.event("stopping").await;
+    let began = Instant::now();
+    daemon.signal(Signal::SIGTERM);
+    assert!(daemon.exit().await.success());
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(kill(plugin, None).is_err(), "the plugin is still there");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_are_accepted_before_there_is_a_session() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    lab.set(Fault::Api(Call::Start, ApiFault::Internal));
+    let address = own_address();
+    let daemon = Daemon::start(address, &tunnel(&lab, "echo", address, lab.echo_addr(), ""));
+    daemon.event("failed").await;
+    let mut early = TcpStream::connect(address).await.unwrap();
+    early.write_all(b"ping").await.unwrap();
+    lab.clear(Fault::Api(Call::Start, ApiFault::Internal));
+    let mut back = [0; 4];
+    early.read_exact(&mut back).await.unwrap();
+    assert_eq!(&back, b"ping");
+    daemon.stop(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_is_taken_is_named_with_its_holder() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let address = own_address();
+    let _holder = TcpListener::bind(address).await.unwrap();
+    let mut daemon = Daemon::start(address, &tunnel(&lab, "echo", address, lab.echo_addr(), ""));
+    assert_eq!(daemon.exit().await.code(), Some(69));
+    let said = daemon.event("bind_failed").await;
+    let me = std::process::id().to_string();
+    assert!(said.text.contains(&address.to_string()) && said.text.contains(&me), "{}", said.text);
+    assert_eq!(lab.status().start.processed, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_configuration_is_refused_at_start() {
+    let address = own_address();
+    let mut daemon = Daemon::start(address, "[[tunnel]]\nname = \"DB\"\n");
+    assert_eq!(daemon.exit().await.code(), Some(78));
+    daemon.logged("the error", |log| log.iter().any(|line| line.text.contains("config.toml:2:8"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_touches_only_what_has_changed() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let (a, b, moved, new) = (own_address(), own_address(), own_address(), own_address());
+    let one = |name, address| tunnel(&lab, name, address, lab.echo_addr(), "");
+    let daemon = Daemon::start(a, &format!("{}{}{}", one("same", a), one("changed", b), one("moved", moved)));
+    daemon.event_times("ready", 3).await;
+    let file = daemon.folder.path().join("config.toml");
+    let mut on_same = TcpStream::connect(a).await.unwrap();
+    let mut on_changed = TcpStream::connect(b).await.unwrap();
+    let mut on_moved = TcpStream::connect(moved).await.unwrap();
+    for stream in [&mut on_same, &mut on_changed, &mut on_moved] {
+        echoes(stream).await.unwrap();
+    }
+    let before = lab.sessions();
+
+    // A bad file changes nothing, and says why.
+    std::fs::write(&file, "[[tunnel]]\nname = \"same\"\nlisten = 3\n").unwrap();
+    daemon.signal(Signal::SIGHUP);
+    daemon
+        .logged("refusal", |log| {
+            log.iter().any(|l| l.field("event") == "reload_refused" && l.text.contains("config.toml:3:10"))
+        })
+        .await;
+    assert_eq!(lab.sessions(), before);
+
+    // Another session for one, another address for one, one more.
+    let moved_to = own_address();
+    let changed = format!("{}reason = \"another\"\n", one("changed", b));
+    std::fs::write(
+        &file,
+        format!("{}{changed}{}{}", one("same", a), one("moved", moved_to), one("new", new)),
+    )
+    .unwrap();
+    daemon.signal(Signal::SIGHUP);
+    daemon.event("reloaded").await;
+    daemon.event_times("ready", 5).await;
+    for stream in [&mut on_same, &mut on_changed, &mut on_moved] {
+        echoes(stream).await.expect("open connections go on");
+    }
+    for address in [a, b, moved_to, new] {
+        echoes(&mut TcpStream::connect(address).await.unwrap()).await.unwrap();
+    }
+    assert!(TcpStream::connect(moved).await.is_err(), "the old address is closed");
+    let kept = lab.sessions().iter().filter(|id| before.contains(id)).count();
+    assert_eq!(kept, 3, "the changed one's old session lives for its open connection");
+    drop(on_changed);
+    lab.wait_for("the end of the replaced session", Duration::from_secs(30), |status| {
+        status.sessions.len() == 4
+    })
+    .await
+    .unwrap();
+
+    // A tunnel that is removed drains.
+    std::fs::write(&file, one("same", a)).unwrap();
+    daemon.signal(Signal::SIGHUP);
+    daemon.event_times("reloaded", 2).await;
+    assert!(TcpStream::connect(new).await.is_err());
+    echoes(&mut on_moved).await.expect("an open connection of a removed tunnel goes on");
+    drop(on_moved);
+    lab.wait_for("only one session", Duration::from_secs(30), |status| status.sessions.len() == 1)
+        .await
+        .unwrap();
+    echoes(&mut on_same).await.unwrap();
+    drop(on_same);
+    daemon.stop(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_document_that_forwards_no_port_is_said_to_be_wrong() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let address = own_address();
+    let keys = "document = \"SSM-SessionManagerRunShell\"";
+    let config = tunnel(&lab, "shell", address, lab.echo_addr(), keys);
+    let daemon = Daemon::start(address, &config);
+    let failed = daemon.event("failed").await;
+    assert_eq!(failed.field("class"), "needs a change", "{}", failed.text);
+    assert!(failed.text.contains("Standard_Stream"), "{}", failed.text);
+    daemon.stop(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_process_on_the_plugins_port_has_the_session_replaced() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let daemon = Daemon::echo(&lab, "").await;
+    let mut before = TcpStream::connect(daemon.address).await.unwrap();
+    echoes(&mut before).await.unwrap();
+    let port = until("the plugin's port", || listening_port(daemon.plugins().first()?.as_raw())).await;
+    let mut stranger = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    echoes(&mut stranger).await.unwrap();
+    daemon.event("replacing").await;
+    daemon.event_times("ready", 2).await;
+    echoes(&mut before).await.expect("open connections go on");
+    echoes(&mut TcpStream::connect(daemon.address).await.unwrap()).await.unwrap();
+    drop((before, stranger));
+    daemon.stop(&lab).await;
+}
+
+/// The loopback port that a process listens on.
+fn listening_port(pid: i32) -> Option<u16> {
+    let process = procfs::process::Process::new(pid).ok()?;
+    let inodes: Vec<u64> = process
+        .fd()
+        .ok()?
+        .flatten()
+        .filter_map(|fd| match fd.target {
+            procfs::process::FDTarget::Socket(inode) => Some(inode),
+            _ => None,
+        })
+        .collect();
+    let mut tcp = procfs::net::tcp().ok()?;
+    tcp.extend(procfs::net::tcp6().ok()?);
+    let listening = |entry: &procfs::net::TcpNetEntry| {
+        entry.state == procfs::net::TcpState::Listen && inodes.contains(&entry.inode)
+    };
+    tcp.iter().find(|entry| listening(entry)).map(|entry| entry.local_address.port())
+}
