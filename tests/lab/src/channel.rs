@@ -116,20 +116,24 @@ async fn run(
 
     let (mut sink, mut stream) = socket.split();
     let closing = tokio::select! {
-        () = line.cancelled() => false,
-        () = read(&state, &session, &mut stream) => false,
-        frame = write(&mut sink, outbound, commands) => match frame {
-            Some(frame) => sink.send(Frame::Close(Some(frame))).await.is_ok(),
-            None => false,
-        },
+        () = line.cancelled() => None,
+        () = read(&state, &session, &mut stream) => None,
+        frame = write(&mut sink, outbound, commands) => frame,
     };
     session.agent.detach(id);
     state.world().connections.retain(|connection| connection.id != id);
     state.count(|status| status.closed += 1);
-    if closing {
-        // What the client has sent before it saw the close frame is lost, as with a connection that dies.
-        let rest = async { while let Some(Ok(_)) = stream.next().await {} };
-        let _ = timeout(CLOSE_TIMEOUT, line.run_until_cancelled(rest)).await;
+    if let Some(frame) = closing {
+        // What the client has sent before it saw the close frame is lost, as with a connection that dies. One that does
+        // not read cannot be told.
+        let farewell = async {
+            if sink.send(Frame::Close(Some(frame))).await.is_ok() {
+                while let Some(Ok(_)) = stream.next().await {}
+            }
+        };
+        if timeout(CLOSE_TIMEOUT, farewell).await.is_err() {
+            line.cancel();
+        }
     }
 }
 
@@ -148,6 +152,9 @@ async fn read(state: &State, session: &Session, stream: &mut SplitStream<WebSock
     while let Some(Ok(frame)) = stream.next().await {
         match frame {
             Frame::Binary(bytes) => match Message::decode(&bytes) {
+                Ok(message) if message.schema_version != 1 || message.created == 0 => {
+                    state.violation(&session.id, "a message without schema version 1 or date");
+                }
                 Ok(message) => session.agent.deliver(message).await,
                 Err(error) => state.violation(&session.id, error),
             },
@@ -171,10 +178,13 @@ async fn write(
             biased;
             Some(command) = commands.recv() => command,
             next = outbound.recv() => match next {
-                Some(Outbound::Message(bytes)) => {
-                    sink.send(Frame::Binary(bytes)).await.ok()?;
-                    continue;
-                }
+                Some(Outbound::Message(bytes)) => tokio::select! {
+                    sent = sink.send(Frame::Binary(bytes)) => {
+                        sent.ok()?;
+                        continue;
+                    }
+                    Some(command) = commands.recv() => command,
+                },
                 Some(Outbound::Close(code, reason)) => (code, reason),
                 // A newer connection has taken its place.
                 None => (1000, "replaced".into()),

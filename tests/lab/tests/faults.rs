@@ -4,6 +4,7 @@
 
 mod client;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use autossm_lab::Lab;
@@ -349,7 +350,7 @@ async fn lost_messages_are_repaired() {
     channel.data(1, encoded(&[Frame::control(Command::Syn, 3), Frame::push(3, sent.clone())])).await;
     // Acknowledges every copy, as a gateway has to, and puts them in order.
     let (mut early, mut next, mut decoder, mut received) =
-        (std::collections::BTreeMap::new(), 2, Decoder::default(), Vec::new());
+        (BTreeMap::new(), 2, Decoder::default(), Vec::new());
     while received.len() < sent.len() {
         let message = channel.output().await;
         early.insert(message.sequence, message.payload);
@@ -410,6 +411,10 @@ async fn breaches_of_the_protocol_are_recorded() {
     damaged[122] = b'x';
     channel.socket.send(WsFrame::binary(damaged)).await.unwrap();
     expect!("digest");
+    let undated =
+        Message { created: 0, ..Message::stream(MessageType::InputStreamData, 1, payload::DATA, "") };
+    channel.send(&undated).await;
+    expect!("date");
     channel.data(1, "").await;
     channel.data(1, "").await;
     expect!("two different messages");
@@ -498,4 +503,106 @@ async fn a_dropped_lab_takes_everything_with_it() {
         }
     };
     tokio::time::timeout(PATIENCE, gone).await.unwrap();
+}
+
+/// Not even a client that reads nothing keeps the service from closing.
+#[tokio::test]
+async fn a_channel_that_is_not_read_can_be_closed() {
+    let lab = lab().await;
+    let session = start(&lab, lab.addresses().destinations.endless.port()).await;
+    let mut channel = Channel::open_and_greet(&lab, &session).await;
+    channel.data(1, encoded(&[Frame::control(Command::Syn, 3)])).await;
+    // Far more than fits on the way: the agent is held back by what is not read.
+    let mut before = -1;
+    loop {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let sent = lab.status().sessions.values().next().unwrap().sent;
+        if sent == before {
+            break;
+        }
+        before = sent;
+    }
+    assert_eq!(lab.close_all(1000, "Bye"), 1);
+    wait(&lab, "closed channel", |status| status.closed == 1).await;
+    let mut channel = Channel::open(&lab, &resume(&lab, &session).await).await;
+    channel.output().await;
+}
+
+/// A client that does what the plugin and a gateway do together: keeps its messages until they are acknowledged, sends
+/// them again after each resumption, acknowledges duplicates.
+#[tokio::test]
+async fn nothing_is_lost_or_doubled_over_many_lost_channels() {
+    const PIECES: i64 = 400;
+    let lab = lab().await;
+    let mut session = start(&lab, lab.echo_addr().port()).await;
+    let mut channel = Channel::open_and_greet(&lab, &session).await;
+    let piece = |number: i64| vec![number as u8; 700];
+    let expected: Vec<u8> = (0..PIECES).flat_map(piece).collect();
+    let (mut kept, mut early) = (BTreeMap::new(), BTreeMap::new());
+    let (mut next_out, mut next_in, mut decoder, mut received) = (1, 2, Decoder::default(), Vec::new());
+    let mut faults = tokio::time::interval(Duration::from_millis(150));
+    let mut aborts = (0..12).peekable();
+    while received.len() < expected.len() {
+        let mut alive = true;
+        if next_out <= PIECES {
+            let mut frames = vec![Frame::push(3, piece(next_out - 1))];
+            if next_out == 1 {
+                frames.insert(0, Frame::control(Command::Syn, 3));
+            }
+            let message = Message::stream(
+                MessageType::InputStreamData,
+                next_out,
+                payload::DATA,
+                encoded(&frames).freeze(),
+            );
+            alive = channel.socket.send(WsFrame::Binary(message.encode())).await.is_ok();
+            kept.insert(next_out, message);
+            next_out += 1;
+        }
+        tokio::select! {
+            _ = faults.tick(), if aborts.peek().is_some() => {
+                if aborts.next().unwrap() % 2 == 0 { lab.abort_all() } else { lab.close_all(1000, "Bye") };
+            }
+            _ = tokio::time::sleep(Duration::from_millis(2)), if next_out <= PIECES => {}
+            frame = channel.socket.next() => match frame {
+                Some(Ok(WsFrame::Binary(bytes))) => {
+                    let message = Message::decode(&bytes).unwrap();
+                    if message.kind == MessageType::Acknowledge {
+                        kept.remove(&message.acknowledged().unwrap().sequence);
+                    } else if message.kind == MessageType::OutputStreamData {
+                        let acknowledgement = message.acknowledgement().encode();
+                        alive &= channel.socket.send(WsFrame::Binary(acknowledgement)).await.is_ok();
+                        early.insert(message.sequence, message.payload);
+                    }
+                }
+                Some(Ok(WsFrame::Close(_)) | Err(_)) | None => alive = false,
+                Some(Ok(_)) => {}
+            }
+        }
+        while let Some(bytes) = early.remove(&next_in) {
+            decoder.push(&bytes);
+            next_in += 1;
+        }
+        early.retain(|sequence, _| *sequence > next_in);
+        while let Some(frame) = decoder.next_frame().unwrap() {
+            received.extend_from_slice(&frame.data);
+        }
+        if !alive {
+            session = resume(&lab, &session).await;
+            channel = Channel::open(&lab, &session).await;
+            for message in kept.values() {
+                // A failure shows when the channel is read.
+                let _ = channel.socket.send(WsFrame::Binary(message.encode())).await;
+            }
+        }
+    }
+    assert!(received == expected);
+    let status = lab.status();
+    assert_eq!(
+        (status.violation_count, status.bad_tokens, status.never_acknowledged),
+        (0, 0, 0),
+        "{:?}",
+        status.violations
+    );
+    assert!(status.opened > 6, "{} channels", status.opened);
 }

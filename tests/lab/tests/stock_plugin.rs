@@ -38,6 +38,8 @@ async fn proxy_to(lab: &Lab) -> std::net::SocketAddr {
                 assert!(head.starts_with(b"CONNECT "), "{}", String::from_utf8_lossy(&head));
                 from.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
                 let mut to = TcpStream::connect(service).await?;
+                from.set_nodelay(true)?;
+                to.set_nodelay(true)?;
                 copy_bidirectional(&mut from, &mut to).await
             });
         }
