@@ -3,6 +3,7 @@
 //! Three tasks: one receives the client's messages in order, one numbers and sends the agent's, one sends again
 //! what was not acknowledged.
 
+mod handshake;
 mod numbering;
 mod streams;
 
@@ -11,15 +12,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::channel::Outbound;
 use crate::fault::Network;
 use crate::state::State;
-use crate::wire::handshake::{HandshakeComplete, HandshakeRequest, HandshakeResponse, RequestedAction};
 use crate::wire::message::{Message, MessageType, flag, payload};
+use handshake::Handshake;
 use numbering::{Incoming, Outgoing, Verdict};
 use streams::Streams;
 
@@ -67,13 +68,6 @@ pub(crate) struct Agent {
     pub ended: CancellationToken,
     /// The agent's own reason to end the session: its words, and whether the client asked for it.
     pub gives_up: watch::Sender<Option<(String, bool)>>,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Handshake {
-    Requested,
-    Answered,
-    Complete,
 }
 
 impl Agent {
@@ -179,35 +173,6 @@ impl Agent {
         let link = self.link.borrow().clone();
         if let Some(link) = link {
             let _ = link.queue.send(Outbound::Message(encoded)).await;
-        }
-    }
-
-    /// The handshake, from the agent's side.
-    async fn open(self: Arc<Self>, plan: Plan, output: mpsc::Sender<Output>) {
-        let begun = Instant::now();
-        let request = HandshakeRequest {
-            agent_version: self.state.options.agent_version.clone(),
-            requested_client_actions: vec![RequestedAction {
-                action_type: "SessionType".into(),
-                action_parameters: json!({ "SessionType": plan.session_type, "Properties": plan.properties }),
-            }],
-        };
-        let request = Output::Message(payload::HANDSHAKE_REQUEST, json_bytes(&request));
-        let _ = output.send(request).await;
-        let mut handshake = self.handshake.subscribe();
-        let answered = handshake.wait_for(|handshake| *handshake == Handshake::Answered);
-        if !matches!(tokio::time::timeout(self.state.options.handshake_timeout, answered).await, Ok(Ok(_))) {
-            let words = "Handshake timed out. Please ensure that you have the latest version of the session manager plugin.";
-            self.gives_up.send_replace(Some((words.into(), false)));
-            return;
-        }
-        let complete = HandshakeComplete {
-            handshake_time_to_complete: begun.elapsed().as_nanos() as u64,
-            customer_message: String::new(),
-        };
-        let _ = output.send(Output::Message(payload::HANDSHAKE_COMPLETE, json_bytes(&complete))).await;
-        if plan.session_type != "Port" {
-            let _ = output.send(Output::Message(payload::DATA, Bytes::from_static(b"sh-5.2$ "))).await;
         }
     }
 
@@ -332,29 +297,6 @@ impl Agent {
         }
     }
 
-    fn handshake_response(&self, message: &Message) {
-        let response: HandshakeResponse = match serde_json::from_slice(&message.payload) {
-            Ok(response) => response,
-            Err(error) => {
-                return self.state.violation(&self.session, format_args!("handshake response: {error}"));
-            }
-        };
-        if let Some(failed) =
-            response.processed_client_actions.iter().find(|action| action.action_status != 1)
-        {
-            let words = format!(
-                "{} failed on client with status {} error: {}",
-                failed.action_type, failed.action_status, failed.error
-            );
-            self.gives_up.send_replace(Some((words, false)));
-            return;
-        }
-        self.state.count(|status| {
-            status.session(&self.session, |session| session.client_version = response.client_version);
-        });
-        self.handshake.send_replace(Handshake::Answered);
-    }
-
     async fn send_all(self: Arc<Self>, mut outbox: mpsc::Receiver<Output>) {
         let (mut link, mut faults) = (self.link.subscribe(), self.state.faults.subscribe());
         let mut next = tokio::time::Instant::now();
@@ -446,11 +388,6 @@ impl Agent {
             }
         }
     }
-}
-
-fn json_bytes(content: &impl serde::Serialize) -> Bytes {
-    // Strings and numbers: serialization cannot fail.
-    serde_json::to_vec(content).unwrap_or_default().into()
 }
 
 /// The port of the target itself.

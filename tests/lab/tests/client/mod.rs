@@ -1,9 +1,14 @@
 //! What the lab's own tests need of a client: API calls, and a data channel driven by hand.
 
+#![allow(dead_code, reason = "each test program uses its part")]
+
 use autossm_lab::Lab;
+use autossm_lab::options::Options;
+use autossm_lab::status::Status;
 use autossm_lab::wire::handshake::{HandshakeResponse, OpenDataChannel, ProcessedAction};
 use autossm_lab::wire::message::{Message, MessageType, payload};
-use bytes::Bytes;
+use autossm_lab::wire::mux::{Decoder, Frame as MuxFrame};
+use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
 use http::Request;
 use http::header::{AUTHORIZATION, HOST};
@@ -58,7 +63,6 @@ pub async fn start(lab: &Lab, port: u16) -> Value {
     ok(lab, "StartSession", input).await
 }
 
-#[allow(dead_code, reason = "each test program uses its part")]
 pub async fn resume(lab: &Lab, session: &Value) -> Value {
     ok(lab, "ResumeSession", json!({ "SessionId": session["SessionId"] })).await
 }
@@ -68,7 +72,6 @@ pub struct Channel {
     pub socket: WebSocketStream<TcpStream>,
 }
 
-#[allow(dead_code, reason = "each test program uses its part")]
 impl Channel {
     /// Upgrades without sending the token.
     pub async fn connect(lab: &Lab, session: &Value) -> Result<Self, Box<dyn std::error::Error>> {
@@ -171,4 +174,41 @@ impl Channel {
             }
         }
     }
+}
+
+pub async fn lab() -> Lab {
+    Lab::start(Options::default()).await.unwrap()
+}
+
+pub async fn wait(lab: &Lab, what: &str, condition: impl FnMut(&Status) -> bool) -> Status {
+    lab.wait_for(what, PATIENCE, condition).await.unwrap()
+}
+
+pub fn encoded(frames: &[MuxFrame]) -> BytesMut {
+    let mut bytes = BytesMut::new();
+    frames.iter().for_each(|frame| frame.encode(&mut bytes));
+    bytes
+}
+
+/// Mux frames of the next stream messages, until one fulfils the condition.
+pub async fn frames_until(
+    channel: &mut Channel,
+    decoder: &mut Decoder,
+    done: impl Fn(&[MuxFrame]) -> bool,
+) -> Vec<MuxFrame> {
+    let mut frames = Vec::new();
+    while !done(&frames) {
+        let message = channel.output().await;
+        if message.payload_type == payload::DATA {
+            decoder.push(&message.payload);
+        }
+        while let Some(frame) = decoder.next_frame().unwrap() {
+            frames.push(frame);
+        }
+    }
+    frames
+}
+
+pub fn pushed(frames: &[MuxFrame]) -> Vec<u8> {
+    frames.iter().flat_map(|frame| frame.data.to_vec()).collect()
 }
