@@ -1,119 +1,32 @@
-use std::collections::HashMap;
-use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
+//! The plugins against the fake service, byte for byte.
+
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tempfile::TempDir;
+use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::Command;
 use tokio::time::timeout;
 
 use autossm_lab::wire::message::{Message, MessageType, flag, payload};
 use autossm_lab::wire::mux::Command as Mux;
 
-use crate::fake::{API_HOST, Agent, CHANNEL_HOST, Fake, PROXY_USER, SOON};
+use crate::fake::{Agent, CHANNEL_HOST, Fake, SOON};
+use crate::plugin::{Plugin, plugins};
 
-/// The stand-in, and the stock plugin where it is given.
-fn plugins() -> Vec<PathBuf> {
-    let stock = std::env::var_os("AUTOSSM_TEST_PLUGIN").map(PathBuf::from);
-    [Some(PathBuf::from(env!("CARGO_BIN_EXE_standin-plugin"))), stock].into_iter().flatten().collect()
+/// A plugin with a session of the fake service.
+fn start(path: &Path, fake: &Fake) -> Plugin {
+    let session = format!(
+        r#"{{"SessionId":"s-1","TokenValue":"first","StreamUrl":"wss://{CHANNEL_HOST}/v1/data-channel/s-1?role=publish_subscribe&cell-number=A"}}"#
+    );
+    Plugin::start(path, fake.port, fake.authorities.path(), &session)
 }
 
-/// A running plugin and what it has printed.
-struct Plugin {
-    child: Child,
-    stdout: ChildStdout,
-    printed: String,
-    directory: TempDir,
-    signs: bool,
-}
-
-impl Plugin {
-    fn start(path: &PathBuf, fake: &Fake) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let response = format!(
-            r#"{{"SessionId":"s-1","TokenValue":"first","StreamUrl":"wss://{CHANNEL_HOST}/v1/data-channel/s-1?role=publish_subscribe&cell-number=A"}}"#
-        );
-        let environment = HashMap::from([
-            ("AWS_SSM_START_SESSION_RESPONSE_1", response),
-            ("HTTPS_PROXY", format!("http://{PROXY_USER}@127.0.0.1:{}", fake.port)),
-            ("SSL_CERT_DIR", fake.authorities.path().display().to_string()),
-            ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE".into()),
-            ("AWS_SECRET_ACCESS_KEY", "none".into()),
-            ("TMPDIR", directory.path().display().to_string()),
-        ]);
-        let mut child = Command::new(path)
-            .args([
-                "AWS_SSM_START_SESSION_RESPONSE_1",
-                "us-west-2",
-                "StartSession",
-                "",
-                r#"{"Target":"i-1"}"#,
-            ])
-            .arg(format!("https://{API_HOST}"))
-            .env_clear()
-            .envs(environment)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let stdout = child.stdout.take().unwrap();
-        let signs = path.ends_with("standin-plugin");
-        Self { child, stdout, printed: String::new(), directory, signs }
-    }
-
-    /// Reads until `text` has been printed.
-    async fn until(&mut self, text: &str) {
-        let mut bytes = [0; 4096];
-        while !self.printed.contains(text) {
-            let read = timeout(SOON, self.stdout.read(&mut bytes)).await;
-            let length = read.unwrap_or_else(|_| panic!("no {text:?} in {:?}", self.printed)).unwrap();
-            assert_ne!(length, 0, "ended without {text:?}: {:?}", self.printed);
-            self.printed.push_str(std::str::from_utf8(&bytes[..length]).unwrap());
-        }
-    }
-
-    /// The local port.
-    async fn port(&mut self) -> u16 {
-        self.until("Waiting for connections...\n").await;
-        let port = self.printed.split("Port ").nth(1).and_then(|rest| rest.split(' ').next());
-        port.unwrap().parse().unwrap()
-    }
-
-    /// Waits for the end: all that was printed, the port's number replaced, and the status.
-    async fn ended(mut self) -> (String, ExitStatus) {
-        let mut rest = String::new();
-        timeout(SOON, self.stdout.read_to_string(&mut rest)).await.expect("still there").unwrap();
-        let status = timeout(SOON, self.child.wait()).await.unwrap().unwrap();
-        let printed = self.printed + &rest;
-        let port = printed.split("Port ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or("none");
-        (printed.replace(&format!("Port {port} "), "Port N "), status)
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id().unwrap().cast_signed()), signal).unwrap();
-    }
-
-    fn socket_files(&self) -> usize {
-        let entries = std::fs::read_dir(self.directory.path()).unwrap().flatten();
-        entries
-            .filter(|entry| entry.file_name().to_string_lossy().ends_with("_session_manager_plugin_mux.sock"))
-            .count()
-    }
-
-    fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
-    }
-}
-
-/// A plugin with an open port, for each plugin that there is.
-async fn forwarding(path: &PathBuf) -> (Fake, Plugin, Agent, u16) {
+/// The same with an open port.
+async fn forwarding(path: &Path) -> (Fake, Plugin, Agent, u16) {
     let mut fake = Fake::start().await;
-    let mut plugin = Plugin::start(path, &fake);
+    let mut plugin = start(path, &fake);
     let (mut agent, first, headers) = fake.opened().await;
     assert_eq!((first.token_value.as_str(), first.message_schema_version.as_str()), ("first", "1.0"));
     assert_eq!(headers.contains_key("authorization"), plugin.signs);
@@ -294,7 +207,7 @@ async fn a_channel_that_cannot_be_opened_is_not_told() {
     for path in plugins() {
         let fake = Fake::start().await;
         fake.refuse_sockets();
-        let mut plugin = Plugin::start(&path, &fake);
+        let mut plugin = start(&path, &fake);
         let tried = async {
             while fake.upgrades() < 7 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -467,7 +380,7 @@ async fn a_wrong_document_opens_no_port() {
     for path in plugins() {
         for (kind, words) in [("Standard_Stream", "EOF"), ("Nonsense", "unable to determine SessionType")] {
             let mut fake = Fake::start().await;
-            let plugin = Plugin::start(&path, &fake);
+            let plugin = start(&path, &fake);
             let (mut agent, _, _) = fake.opened().await;
             agent.shake_hands(kind).await;
             let (printed, status) = plugin.ended().await;
