@@ -43,14 +43,20 @@ async fn start_session(lab: &Lab) -> Value {
         "Parameters": { "portNumber": [port], "localPortNumber": ["0"] },
     })
     .to_string();
+    // The lab looks at the form of a signature, not at its value.
+    let signature = format!(
+        "AWS4-HMAC-SHA256 Credential=AKID/20260102/us-west-2/ssm/aws4_request, SignedHeaders=host;x-amz-date, Signature={}",
+        "0".repeat(64)
+    );
     let request = format!(
-        "POST / HTTP/1.1\r\nHost: ssm.us-west-2.amazonaws.com\r\nX-Amz-Target: AmazonSSM.StartSession\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST / HTTP/1.1\r\nHost: ssm.us-west-2.amazonaws.com\r\nX-Amz-Target: AmazonSSM.StartSession\r\nX-Amz-Date: 20260102T030405Z\r\nAuthorization: {signature}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
     let mut tcp = TcpStream::connect(lab.addresses().api).await.unwrap();
     tcp.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     tcp.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap()
 }
 
