@@ -1,6 +1,7 @@
 //! The client's side of one WebSocket, with the errors and the order of events of the library in the stock plugin:
 //! pings are answered while reading, a close is answered at once, and any failed write makes all later ones fail alike.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -27,6 +28,8 @@ const PONG: u8 = 10;
 /// How long the answer to a ping or a close may wait for its turn and for the network.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(1);
 const READ_SIZE: usize = 4096;
+/// How an end without a close frame is told.
+const ABNORMAL: &str = "websocket: close 1006 (abnormal closure): unexpected EOF";
 /// More than any message of a data channel.
 const MAX_MESSAGE: u64 = 16 << 20;
 
@@ -200,8 +203,10 @@ impl Reader {
             }
             self.buffer.reserve(READ_SIZE);
             match self.half.read_buf(&mut self.buffer).await {
-                Ok(0) => return Err("websocket: close 1006 (abnormal closure): unexpected EOF".into()),
-                Ok(_) => {}
+                Ok(1..) => {}
+                // With TLS, an end without TLS's own word for it is an error of its own.
+                Ok(0) => return Err(ABNORMAL.into()),
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Err(ABNORMAL.into()),
                 Err(error) => {
                     return Err(format!("read tcp {}: read: {}", connection.addresses, dial::words(&error)));
                 }
