@@ -114,7 +114,7 @@ impl Channel {
     pub async fn run(mut self, mut attach: mpsc::Receiver<Box<dyn Connection>>) {
         let mut tick = clock() + TICK;
         loop {
-            let deadline = self.relay.deadline().map_or(tick, |deadline| deadline.min(tick));
+            let deadline = self.deadline().map_or(tick, |deadline| deadline.min(tick));
             let turn = tokio::select! {
                 biased;
                 attached = attach.recv() => match attached {
@@ -130,7 +130,7 @@ impl Channel {
                 Some(Turn::Attached(connection)) => self.attached(now, connection).await,
                 Some(Turn::Opened(outcome)) => self.opened(now, outcome).await,
                 Some(Turn::FromPlugin(Ok(received))) => self.plugin_sent(received).await,
-                Some(Turn::FromPlugin(Err(lost))) => self.plugin_lost(&lost),
+                Some(Turn::FromPlugin(Err(lost))) => self.plugin_lost(&lost).await,
                 Some(Turn::FromService(Ok(received))) => self.service_sent(now, received).await,
                 Some(Turn::FromService(Err(lost))) => self.service_lost(now, lost).await,
                 None => (),
@@ -140,6 +140,12 @@ impl Channel {
                 self.look(now).await;
             }
         }
+    }
+
+    /// When a message has to be sent again. One that cannot be written yet goes out as soon as it can, and needs no time.
+    fn deadline(&self) -> Option<Instant> {
+        let service = self.service.as_ref()?;
+        if service.link.is_blocked() { None } else { self.relay.deadline() }
     }
 
     /// Writes what there is to write and reads what may be read, in both directions.
@@ -201,22 +207,26 @@ impl Channel {
     }
 
     async fn attached(&mut self, now: Instant, connection: Box<dyn Connection>) {
-        // The plugin closes its old WebSocket before it opens a new one, so all that it wrote is here to be read. An
-        // acknowledgement among it would never come again.
+        self.detach().await;
+        debug!("the plugin has opened its data channel");
+        let link = Link::serve(connection).await;
+        self.plugin = Some(Plugin { link, clock: PingClock::new(now, PLUGIN_PING, PATIENCE) });
+    }
+
+    async fn plugin_lost(&mut self, lost: &Lost) {
+        debug!(reason = lost.reason, "the plugin has closed its data channel");
+        self.detach().await;
+    }
+
+    /// Gives up the plugin's WebSocket, but takes what it still holds: the plugin closes an old one before it opens a
+    /// new one, so all that it wrote is there, and an acknowledgement among it would never come again.
+    async fn detach(&mut self) {
         while let Some(Plugin { link, .. }) = &mut self.plugin {
             match poll_fn(|cx| Poll::Ready(link.poll_read(cx))).await {
                 Poll::Ready(Ok(received)) => self.plugin_sent(received).await,
                 Poll::Ready(Err(_)) | Poll::Pending => self.plugin = None,
             }
         }
-        debug!("the plugin has opened its data channel");
-        let link = Link::serve(connection).await;
-        self.plugin = Some(Plugin { link, clock: PingClock::new(now, PLUGIN_PING, PATIENCE) });
-    }
-
-    fn plugin_lost(&mut self, lost: &Lost) {
-        debug!(reason = lost.reason, "the plugin has closed its data channel");
-        self.plugin = None;
     }
 
     async fn plugin_sent(&mut self, received: Received) {
@@ -335,11 +345,15 @@ impl Channel {
     /// Why the plugin is believed to do nothing any more.
     ///
     /// A plugin whose client does not read is not hung, though it answers no ping then: it still owes an
-    /// acknowledgement, or does not take what is written to it.
+    /// acknowledgement, or does not take what is written to it. Nor is one that is still opening its session, which
+    /// may take a call to KMS.
     fn plugin_hangs(&mut self, now: Instant) -> Option<String> {
         let read = self.relay.reads_plugin();
         if let Some(Plugin { link, clock }) = &mut self.plugin {
-            let excused = !read || link.is_blocked() || !self.relay.plugin_owes_nothing();
+            let excused = !read
+                || link.is_blocked()
+                || !self.relay.is_established()
+                || !self.relay.plugin_owes_nothing();
             match clock.look(now, excused) {
                 Verdict::Well => (),
                 Verdict::Ping => link.ping(),

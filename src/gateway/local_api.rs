@@ -23,7 +23,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::{debug, warn};
 
 use super::link::Connection;
-use super::proxy::http_server;
+use super::proxy::{Endpoint, http_server};
 use super::upstream::{connect, secure};
 use crate::aws::api::Api;
 use crate::aws::sign::sign_forwarded;
@@ -49,15 +49,15 @@ pub struct LocalApi {
 }
 
 impl LocalApi {
-    /// Serves one connection that the plugin made to `host`.
-    pub async fn serve(&self, connection: impl Connection + 'static, host: &str) {
+    /// Serves one connection that the plugin made to `target`.
+    pub async fn serve(&self, connection: impl Connection + 'static, target: &Endpoint) {
         let upgrade = Mutex::new(None);
         let service =
-            service_fn(async |request| Ok::<_, Infallible>(self.answer(request, host, &upgrade).await));
+            service_fn(async |request| Ok::<_, Infallible>(self.answer(request, target, &upgrade).await));
         if let Err(error) =
             http_server().serve_connection(TokioIo::new(connection), service).with_upgrades().await
         {
-            debug!(%error, host, "a connection of the plugin's ended");
+            debug!(%error, %target, "a connection of the plugin's ended");
         }
         let upgrade = upgrade.into_inner().unwrap_or_else(PoisonError::into_inner);
         if let Some(upgrade) = upgrade
@@ -71,7 +71,7 @@ impl LocalApi {
     async fn answer(
         &self,
         mut request: Request<Incoming>,
-        host: &str,
+        target: &Endpoint,
         upgrade: &Mutex<Option<OnUpgrade>>,
     ) -> Response<Full<Bytes>> {
         let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
@@ -89,11 +89,11 @@ impl LocalApi {
             })),
             // The plugin asks for this when its resending has given up. The session's end is for others to decide.
             Some("AmazonSSM.TerminateSession") => Self::json(&json!({ "SessionId": self.session_id })),
-            target => {
-                debug!(host, target, "forwarding a call of the plugin's");
-                let forwarded = timeout(CALL_TIMEOUT, self.forward(request, host)).await;
+            operation => {
+                debug!(%target, operation, "forwarding a call of the plugin's");
+                let forwarded = timeout(CALL_TIMEOUT, self.forward(request, target)).await;
                 forwarded.map_err(io::Error::from).flatten().unwrap_or_else(|error| {
-                    warn!(host, %error, "a call of the plugin's could not be forwarded");
+                    warn!(%target, %error, "a call of the plugin's could not be forwarded");
                     status(StatusCode::BAD_GATEWAY)
                 })
             }
@@ -101,10 +101,14 @@ impl LocalApi {
     }
 
     /// Sends a call on, signed anew, and returns the answer.
-    async fn forward(&self, request: Request<Incoming>, host: &str) -> io::Result<Response<Full<Bytes>>> {
+    async fn forward(
+        &self,
+        request: Request<Incoming>,
+        target: &Endpoint,
+    ) -> io::Result<Response<Full<Bytes>>> {
         let (mut parts, body) = request.into_parts();
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-        parts.uri = format!("https://{host}{path}").parse().map_err(io::Error::other)?;
+        parts.uri = format!("https://{target}{path}").parse().map_err(io::Error::other)?;
         let request = Request::from_parts(parts, whole(body).await?);
         let credentials = self.api.credentials().await.map_err(io::Error::other)?;
         let signed = sign_forwarded(request, &credentials, SystemTime::now()).map_err(io::Error::other)?;
@@ -113,7 +117,7 @@ impl LocalApi {
         parts.headers.remove(TRANSFER_ENCODING);
         let origin = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         parts.uri = origin.parse::<Uri>().map_err(io::Error::other)?;
-        let stream = secure(&self.tls, host, connect(host, 443).await?).await?;
+        let stream = secure(&self.tls, &target.host, connect(&target.host, target.port).await?).await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         let call = async move {

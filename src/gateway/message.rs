@@ -22,10 +22,12 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-/// Stream data (or, from the agent, a first sign that the session's kind is a wrong one).
+/// Stream data.
 pub const DATA: u32 = 1;
 /// The agent names itself and the kind of session.
 pub const HANDSHAKE_REQUEST: u32 = 5;
+/// The agent has what it needs; the plugin opens its port.
+pub const HANDSHAKE_COMPLETE: u32 = 7;
 /// A big-endian `u32` that says something about a connection or the session.
 pub const FLAG: u32 = 10;
 /// The flag by which the agent says that it could not reach the destination.

@@ -107,6 +107,9 @@ impl Endpoint {
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            return write!(f, "[{}]:{}", self.host, self.port);
+        }
         write!(f, "{}:{}", self.host, self.port)
     }
 }
@@ -224,7 +227,7 @@ impl Proxy {
             (Mode::Hold { authority, local_api }, _) => {
                 let acceptor = TlsAcceptor::from(authority.server_config(&granted.endpoint.host)?);
                 let connection = timeout(PATIENCE, acceptor.accept(plugin)).await??;
-                local_api.serve(connection, &granted.endpoint.host).await;
+                local_api.serve(connection, &granted.endpoint).await;
             }
             (Mode::Observe { events, .. }, Some(service)) => {
                 let channel = self.is_channel(&granted.endpoint).then_some(events);

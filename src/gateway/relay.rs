@@ -40,6 +40,7 @@ pub struct Relay {
     repair: Repair,
     service_is_open: bool,
     handshake_seen: bool,
+    established: bool,
     ended: bool,
     malformed: u64,
 }
@@ -54,6 +55,7 @@ impl Relay {
             repair: Repair::new(ledger),
             service_is_open: false,
             handshake_seen: false,
+            established: false,
             ended: false,
             malformed: 0,
         }
@@ -96,6 +98,11 @@ impl Relay {
         self.repair.is_active()
     }
 
+    /// Whether the handshake is complete.
+    pub fn is_established(&self) -> bool {
+        self.established
+    }
+
     /// Whether the service has ended the session.
     pub fn has_ended(&self) -> bool {
         self.ended
@@ -132,7 +139,7 @@ impl Relay {
             Kind::Input => match self.input.place(view.number()) {
                 Place::Next => return (true, self.keep(view)),
                 Place::Early | Place::Kept => (),
-                Place::Acknowledged => self.output.add_unnumbered(view.acknowledgement()),
+                Place::Acknowledged => self.pass_on(view.acknowledgement(), false),
             },
             Kind::Acknowledge => {
                 if let Some(number) = view.acknowledged() {
@@ -163,21 +170,17 @@ impl Relay {
             }
             Kind::Acknowledge => {
                 let released = view.acknowledged().is_some_and(|number| self.input.acknowledge(now, number));
-                if released || self.output.has_room() {
-                    self.output.add_unnumbered(bytes.clone());
-                }
+                self.pass_on(bytes.clone(), released);
                 None
             }
             Kind::ChannelClosed => {
-                self.ended = true;
                 let reason = message::closing_reason(view.payload());
-                self.output.add_unnumbered(bytes.clone());
+                self.pass_on(bytes.clone(), !self.ended);
+                self.ended = true;
                 Some(Event::SessionEnded { reason })
             }
             Kind::Input | Kind::Other => {
-                if self.output.has_room() {
-                    self.output.add_unnumbered(bytes.clone());
-                }
+                self.pass_on(bytes.clone(), false);
                 None
             }
         }
@@ -206,6 +209,13 @@ impl Relay {
         }
     }
 
+    /// Gives the plugin something beside the stream: if there is room, or if it must have it.
+    fn pass_on(&mut self, bytes: Bytes, needed: bool) {
+        if needed || self.output.has_room() {
+            self.output.add_unnumbered(bytes);
+        }
+    }
+
     /// Something of the agent's that says more than its bytes.
     fn look_into(&mut self, view: View<'_>) -> Option<Event> {
         match view.payload_type() {
@@ -217,6 +227,10 @@ impl Relay {
                     self.repair.end();
                 }
                 Some(Event::Handshake { agent_version, session_type, encrypted })
+            }
+            message::HANDSHAKE_COMPLETE => {
+                self.established = true;
+                None
             }
             message::FLAG if view.payload() == message::CONNECT_TO_PORT_ERROR => {
                 Some(Event::DestinationFailed)

@@ -3,6 +3,10 @@
 //! The plugin changes a payload that is exactly one line feed into a carriage return, in port sessions too, where it
 //! corrupts the data: any read of its mux stream can leave a last single byte. On the wire a true carriage return
 //! looks the same; the ledger knows what the proxy handed over.
+//!
+//! Only the plugin's own frames are followed. It ends every stream with a frame of its own, also those that the agent
+//! has ended, after the last of the stream's data: so nothing is gained from the agent's frames, which would have to be
+//! put in order first.
 
 use std::sync::Arc;
 

@@ -186,8 +186,8 @@ impl Bench {
     }
 
     /// TLS through the proxy, trusting what the plugin is told to trust.
-    async fn secure(&self, host: &str) -> client::TlsStream<TcpStream> {
-        let (stream, answer) = self.connect(&format!("{host}:443"), None).await;
+    async fn secure(&self, host: &str, port: u16) -> client::TlsStream<TcpStream> {
+        let (stream, answer) = self.connect(&format!("{host}:{port}"), None).await;
         assert_eq!(answer, "HTTP/1.1 200 OK");
         let trusted = tls::client_config(Some(&self.dir.path().join("autossm-ca.pem"))).unwrap();
         let name = ServerName::try_from(host.to_owned()).unwrap();
@@ -198,7 +198,7 @@ impl Bench {
     async fn plugin(&self) -> PluginSocket {
         let access = self.gateway.access();
         let (mut socket, _) =
-            client_async(&access.session.stream_url, self.secure(HOST).await).await.unwrap();
+            client_async(&access.session.stream_url, self.secure(HOST, 443).await).await.unwrap();
         let opening = serde_json::json!({
             "MessageSchemaVersion": "1.0", "RequestId": "r", "ClientId": "the-client",
             "TokenValue": access.session.token.expose_secret(), "ClientVersion": "1.2.3",
@@ -425,7 +425,7 @@ async fn nobody_gets_in_without_the_secret_and_nowhere_but_to_aws() {
 async fn the_plugins_calls_about_its_session_are_answered_here() {
     let bench = Bench::new(GatewayMode::Hold).await;
     let host = "ssm.us-east-1.amazonaws.com";
-    let io = TokioIo::new(bench.secure(host).await);
+    let io = TokioIo::new(bench.secure(host, 443).await);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
     let connection = tokio::spawn(connection);
     let mut call = async |operation: &str| -> serde_json::Value {
@@ -446,11 +446,64 @@ async fn the_plugins_calls_about_its_session_are_answered_here() {
     connection.await.unwrap().unwrap();
 }
 
+#[tokio::test]
+async fn another_call_goes_on_with_real_credentials() {
+    let bench = Bench::new(GatewayMode::Hold).await;
+    let port = bench.service.listener.local_addr().unwrap().port();
+    let io = TokioIo::new(bench.secure("localhost", port).await);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = Request::post("/")
+        .header("host", "localhost")
+        .header("x-amz-target", "TrentService.GenerateDataKey")
+        .header(
+            "authorization",
+            "AWS4-HMAC-SHA256 Credential=STANDIN/20260101/us-east-1/kms/aws4_request, SignedHeaders=host, Signature=0",
+        )
+        .body(Full::new(Bytes::from_static(b"{\"KeyId\":\"k\"}")))
+        .unwrap();
+    let service = service_fn(|request: Request<hyper::body::Incoming>| async move {
+        let authorization = request.headers()["authorization"].to_str().unwrap().to_owned();
+        assert_eq!(request.uri(), "/");
+        assert!(
+            authorization.contains("AKIAREAL/") && authorization.contains("/us-east-1/kms/"),
+            "{authorization}"
+        );
+        assert_eq!(request.headers()["x-amz-security-token"], "real-session");
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, "{\"KeyId\":\"k\"}");
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"the key"))))
+    });
+    let served = async {
+        http1::Builder::new()
+            .serve_connection(TokioIo::new(bench.service.tcp().await), service)
+            .await
+            .unwrap();
+    };
+    let (response, ()) = tokio::join!(sender.send_request(request), served);
+    let response = response.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "the key");
+    drop(sender);
+    connection.await.unwrap().unwrap();
+}
+
 /// Neither end answers a ping; time is turned by hand.
 #[tokio::test]
 async fn silent_ends_are_noticed() {
     let mut bench = Bench::new(GatewayMode::Hold).await;
-    let (_plugin, _service) = bench.opened().await;
+    let (mut plugin, mut service) = bench.opened().await;
+    let complete = Header {
+        kind: b"output_stream_data",
+        created: 1,
+        number: 0,
+        flags: 0,
+        payload_type: message::HANDSHAKE_COMPLETE,
+    };
+    service.send(Message::Binary(complete.with_payload(b"{}"))).await.unwrap();
+    let bytes = binary(&mut plugin).await;
+    plugin.send(Message::Binary(View::new(&bytes).unwrap().acknowledgement())).await.unwrap();
+    binary(&mut service).await;
     tokio::time::pause();
     let began = tokio::time::Instant::now();
     assert!(matches!(bench.event().await, Event::PluginHung { .. }));
