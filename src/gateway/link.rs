@@ -119,7 +119,12 @@ impl Link {
 
     /// The next thing from the other side.
     pub fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, Lost>> {
-        Pin::new(&mut self.socket).poll_next(cx).map(|message| match message {
+        let message = std::task::ready!(Pin::new(&mut self.socket).poll_next(cx));
+        if matches!(message, Some(Ok(Message::Close(_)))) {
+            // The answer to it has been put into the buffer; whether it can be sent makes no difference here.
+            let _ = Pin::new(&mut self.socket).poll_flush(cx);
+        }
+        Poll::Ready(match message {
             Some(Ok(Message::Binary(bytes))) => Ok(Received::Binary(bytes)),
             Some(Ok(Message::Text(text))) => Ok(Received::Text(text.to_string())),
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(Received::Alive),

@@ -84,11 +84,15 @@ type PluginSocket = Socket<client::TlsStream<TcpStream>>;
 struct Service {
     listener: TcpListener,
     authority: Authority,
+    tls: bool,
 }
 
 impl Service {
     async fn tcp(&self) -> Box<dyn Connection> {
         let (stream, _) = self.listener.accept().await.unwrap();
+        if !self.tls {
+            return Box::new(stream);
+        }
         let acceptor = TlsAcceptor::from(self.authority.server_config("localhost").unwrap());
         Box::new(acceptor.accept(stream).await.unwrap())
     }
@@ -132,9 +136,13 @@ struct Bench {
 
 impl Bench {
     async fn new(mode: GatewayMode) -> Self {
+        Self::with_endpoint(mode, true).await
+    }
+
+    async fn with_endpoint(mode: GatewayMode, tls: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let service = Service { listener, authority: Authority::new().unwrap() };
+        let service = Service { listener, authority: Authority::new().unwrap(), tls };
         let ca = dir.path().join("service");
         std::fs::create_dir(&ca).unwrap();
         service.authority.write_certificate(&ca).unwrap();
@@ -151,7 +159,7 @@ impl Bench {
                 stream_url: stream_url("0"),
             },
             mode,
-            stream_endpoint: Some(StreamEndpoint { tls: true, host: "localhost".into(), port }),
+            stream_endpoint: Some(StreamEndpoint { tls, host: "localhost".into(), port }),
             endpoint_url: None,
             ca_file: Some(ca.join("autossm-ca.pem")),
             api: api.clone(),
@@ -286,6 +294,23 @@ async fn a_close_is_survived_and_what_was_lost_is_sent_again() {
         let acknowledgement = binary(&mut plugin).await;
         assert_eq!(View::new(&acknowledgement).unwrap().acknowledged(), Some(number));
     }
+}
+
+#[tokio::test]
+async fn an_endpoint_on_loopback_may_do_without_tls() {
+    let mut bench = Bench::with_endpoint(GatewayMode::Hold, false).await;
+    let (mut plugin, mut service) = bench.opened().await;
+    plugin.send(input(0, b"hello")).await.unwrap();
+    assert_eq!(View::new(&binary(&mut service).await).unwrap().payload(), b"hello");
+}
+
+/// A close is answered, as the protocol has it.
+#[tokio::test]
+async fn the_service_gets_an_answer_to_its_close() {
+    let mut bench = Bench::new(GatewayMode::Hold).await;
+    let (_plugin, mut service) = bench.opened().await;
+    service.close(None).await.unwrap();
+    assert!(matches!(service.next().await, Some(Ok(Message::Close(_)))));
 }
 
 #[tokio::test]
