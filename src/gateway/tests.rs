@@ -241,6 +241,21 @@ fn output(number: i64, payload: &[u8]) -> Message {
     stream_data(b"output_stream_data", number, payload)
 }
 
+/// The end of the handshake, which the plugin acknowledges.
+async fn establish(plugin: &mut PluginSocket, service: &mut ServiceSocket) {
+    let header = Header {
+        kind: b"output_stream_data",
+        created: 1,
+        number: 0,
+        flags: 0,
+        payload_type: message::HANDSHAKE_COMPLETE,
+    };
+    service.send(Message::Binary(header.with_payload(b"{}"))).await.unwrap();
+    let bytes = binary(plugin).await;
+    plugin.send(Message::Binary(View::new(&bytes).unwrap().acknowledgement())).await.unwrap();
+    binary(service).await;
+}
+
 /// The next binary message.
 async fn binary<T: Connection>(socket: &mut Socket<T>) -> Bytes {
     loop {
@@ -323,6 +338,20 @@ async fn failed_attempts_are_told_and_a_session_that_is_gone_is_an_end() {
     assert!(matches!(bench.event().await, Event::ChannelClosed { code: None, .. }));
     assert_eq!(bench.event().await, Event::ResumeFailed(denied));
     assert!(matches!(bench.event().await, Event::SessionEnded { .. }));
+}
+
+/// A connection that brings nothing and is closed at once is followed by a pause.
+#[tokio::test]
+async fn a_service_that_closes_at_once_is_not_asked_without_pause() {
+    let mut bench = Bench::new(GatewayMode::Hold).await;
+    let (_plugin, service) = bench.opened().await;
+    let closed = std::time::Instant::now();
+    drop(service);
+    let (service, ..) = bench.service.accept().await;
+    assert!(closed.elapsed() >= Duration::from_millis(100), "half of 200 ms");
+    drop(service);
+    let (_service, ..) = bench.service.accept().await;
+    assert!(closed.elapsed() >= Duration::from_millis(300), "and half of 400 ms");
 }
 
 #[tokio::test]
@@ -518,17 +547,7 @@ async fn another_call_goes_on_with_real_credentials() {
 async fn silent_ends_are_noticed() {
     let mut bench = Bench::new(GatewayMode::Hold).await;
     let (mut plugin, mut service) = bench.opened().await;
-    let complete = Header {
-        kind: b"output_stream_data",
-        created: 1,
-        number: 0,
-        flags: 0,
-        payload_type: message::HANDSHAKE_COMPLETE,
-    };
-    service.send(Message::Binary(complete.with_payload(b"{}"))).await.unwrap();
-    let bytes = binary(&mut plugin).await;
-    plugin.send(Message::Binary(View::new(&bytes).unwrap().acknowledgement())).await.unwrap();
-    binary(&mut service).await;
+    establish(&mut plugin, &mut service).await;
     tokio::time::pause();
     let began = tokio::time::Instant::now();
     assert!(matches!(bench.event().await, Event::PluginHung { .. }));
@@ -536,6 +555,21 @@ async fn silent_ends_are_noticed() {
     let Event::ChannelClosed { code: None, reason } = bench.event().await else { panic!("not closed") };
     assert_eq!(reason, "no answer to a ping for 10 s");
     assert!((25..28).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
+/// The plugin is stuck with a message that a client does not take: it owes an acknowledgement.
+#[tokio::test]
+async fn a_plugin_whose_client_does_not_read_is_not_hung() {
+    let mut bench = Bench::new(GatewayMode::Hold).await;
+    let (mut plugin, mut service) = bench.opened().await;
+    establish(&mut plugin, &mut service).await;
+    service.send(output(1, b"for the client")).await.unwrap();
+    binary(&mut plugin).await;
+    tokio::time::pause();
+    assert!(
+        matches!(bench.event().await, Event::ChannelClosed { .. }),
+        "the silent service is noticed after 25 s"
+    );
 }
 
 /// The plugin answers every ping, but lets a client's bytes lie.

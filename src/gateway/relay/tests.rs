@@ -84,8 +84,6 @@ struct World {
     relay: Relay,
     plugin: End,
     agent: End,
-    to_plugin: VecDeque<Bytes>,
-    to_agent: VecDeque<Bytes>,
     service_open: bool,
     plugin_resends: bool,
     /// The plugin's mux stream that it has not cut into messages yet.
@@ -122,8 +120,6 @@ impl World {
             relay: Relay::new(ledger),
             plugin: End::new(b"input_stream_data", false),
             agent: End::new(b"output_stream_data", true),
-            to_plugin: VecDeque::new(),
-            to_agent: VecDeque::new(),
             service_open: false,
             plugin_resends,
             stream: bytes.iter().copied().collect(),
@@ -163,14 +159,12 @@ impl World {
                 }
             }
             Step::RelayToPlugin => {
-                self.to_plugin.extend(self.relay.next_for_plugin());
-                if let Some(bytes) = self.to_plugin.pop_front() {
+                if let Some(bytes) = self.relay.next_for_plugin() {
                     self.plugin.take(&bytes);
                 }
             }
             Step::RelayToAgent => {
-                self.to_agent.extend(self.relay.next_for_service(self.now));
-                if let Some(bytes) = self.to_agent.pop_front() {
+                if let Some(bytes) = self.relay.next_for_service(self.now) {
                     self.agent.take(&bytes);
                 }
             }
@@ -179,7 +173,6 @@ impl World {
             Step::ServiceCloses => {
                 self.relay.service_closed();
                 self.service_open = false;
-                self.to_agent.clear();
                 self.agent.out.clear();
             }
             Step::ServiceOpens => {
@@ -196,7 +189,8 @@ impl World {
                         self.relay.plugin_sent(&bytes);
                     }
                 }
-                self.to_plugin.clear();
+                // What the relay had written and the plugin not yet read is lost.
+                (0..3).for_each(|_| drop(self.relay.next_for_plugin()));
             }
             Step::PluginReconnects => (),
             Step::Wait => {
