@@ -160,7 +160,7 @@ impl Channel {
         if let Some(service) = service
             && let Err(lost) = service.link.poll_write(cx, || relay.next_for_service(now))
         {
-            return Poll::Ready(Turn::FromService(Err(lost)));
+            return Poll::Ready(last_words(&mut service.link, cx, lost));
         }
         if let Some(plugin) = plugin
             && let Err(lost) = plugin.link.poll_write(cx, || relay.next_for_plugin())
@@ -180,7 +180,7 @@ impl Channel {
         if let Some(service) = &mut self.service
             && let Err(lost) = service.link.poll_flush(cx)
         {
-            return Poll::Ready(Turn::FromService(Err(lost)));
+            return Poll::Ready(last_words(&mut service.link, cx, lost));
         }
         if let Some(plugin) = &mut self.plugin
             && let Err(lost) = plugin.link.poll_flush(cx)
@@ -384,6 +384,14 @@ impl Channel {
             // Without a receiver the session is about to be closed.
             let _ = self.events.send(event).await;
         }
+    }
+}
+
+/// Where a write has failed, what the service said before is still to be read: at the least, why it closed.
+fn last_words(link: &mut Link, cx: &mut Context<'_>, lost: Lost) -> Turn {
+    match link.poll_read(cx) {
+        Poll::Ready(received) => Turn::FromService(received),
+        Poll::Pending => Turn::FromService(Err(lost)),
     }
 }
 

@@ -6,7 +6,7 @@
 //!            CONNECT           │              └ relay: input, output, repair (pure)
 //!                              └► other AWS calls, signed anew
 //! ```
-//! In `observe` mode the proxy passes the plugin's TLS on untouched ([`observe`]).
+//! In `observe` mode the proxy passes the plugin's TLS on untouched.
 
 mod channel;
 mod input;
