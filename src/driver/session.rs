@@ -52,8 +52,8 @@ pub(super) struct Session {
     ledger: Arc<Ledger>,
     /// In `observe` mode: the plugin's connection was closed and not opened again yet.
     unobserved: bool,
-    /// Said once for each session.
-    repair_warned: bool,
+    /// Why resuming failed last, while the data channel is down.
+    resume_failure: Option<Class>,
 }
 
 impl Session {
@@ -118,15 +118,6 @@ impl Session {
             gateway::Event::ChannelOpened => None,
             gateway::Event::Handshake { agent_version, session_type, encrypted } => {
                 debug!(tunnel, session, agent_version, session_type, encrypted, "handshake");
-                if encrypted && !self.repair_warned {
-                    self.repair_warned = true;
-                    warn!(
-                        tunnel,
-                        session,
-                        "the session is encrypted: a lone line feed that the plugin changes into a carriage return \
-                         cannot be put right"
-                    );
-                }
                 Some(SessionEvent::Kind(session_type))
             }
             gateway::Event::ChannelClosed { code, reason } => {
@@ -139,10 +130,22 @@ impl Session {
                 Some(SessionEvent::ChannelClosed { reason })
             }
             gateway::Event::ResumeFailed(failure) => {
-                debug!(tunnel, session, reason = failure.text, "resume failed");
+                // Once for each cause; the attempts go on.
+                if self.resume_failure.replace(failure.class) != Some(failure.class) {
+                    let (class, reason) = (failure.class.to_string(), &failure.text);
+                    warn!(
+                        tunnel,
+                        session,
+                        event = "resume_failed",
+                        class,
+                        reason,
+                        "not resumed yet: {reason}"
+                    );
+                }
                 None
             }
             gateway::Event::ChannelResumed { attempts, .. } => {
+                self.resume_failure = None;
                 self.interrupted(false);
                 Some(SessionEvent::ChannelResumed { attempts })
             }

@@ -123,7 +123,7 @@ impl Tunnels {
         let gone: Vec<_> = self.running.keys().filter(gone).cloned().collect();
         for name in gone {
             info!(tunnel = name, event = "removed", "no longer in the configuration: draining");
-            self.remove(&name);
+            self.remove(&name).await;
         }
         for change in changes {
             let name = change.config.name.clone();
@@ -158,8 +158,11 @@ impl Tunnels {
     }
 
     /// Takes a tunnel out: no new clients, and `drain` for the open ones.
-    fn remove(&mut self, name: &str) {
-        let Some(running) = self.running.remove(name) else { return };
+    async fn remove(&mut self, name: &str) {
+        let Some(mut running) = self.running.remove(name) else { return };
+        for (_, door) in running.doors.drain() {
+            door.close().await;
+        }
         let drain = running.config.drain;
         self.leaving.spawn(running.stop(drain));
     }

@@ -1,4 +1,4 @@
-//! PURE. What the proxy has handed to one plugin and the plugin has not yet framed.
+//! What the proxy has handed to one plugin and the plugin has not yet framed.
 //!
 //! The plugin changes a stream-data payload that is exactly one line feed into a carriage return. On the wire that
 //! looks like a true carriage return, so only someone who knows what the client sent can undo it. The proxy writes
@@ -12,12 +12,18 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
+
 /// The first client stream's number; each further one is 2 higher (smux v1).
 const FIRST_STREAM: u32 = 3;
 
 /// One session's account of bytes handed to the plugin. The proxy writes, the gateway reads.
-#[derive(Debug)]
-pub struct Ledger(Mutex<Inner>);
+#[derive(Debug, Default)]
+pub struct Ledger {
+    inner: Mutex<Inner>,
+    /// Wakes those that wait for a stream's end.
+    closed: Notify,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -40,7 +46,7 @@ struct Held {
 impl Ledger {
     /// An empty account, for a new session.
     pub fn new() -> Self {
-        Self(Mutex::new(Inner { next_stream: FIRST_STREAM, off: false, streams: HashMap::new() }))
+        Self::default()
     }
 
     /// The proxy is about to connect to the plugin: the number that the plugin will give to the stream. Call it in the
@@ -93,11 +99,24 @@ impl Ledger {
         let mut inner = self.lock();
         inner.off = true;
         inner.streams = HashMap::new();
+        self.closed.notify_waiters();
+    }
+
+    /// Waits until the stream is not open any more.
+    pub async fn until_closed(&self, stream: u32) {
+        loop {
+            let closed = self.closed.notified();
+            if !self.is_open(stream) {
+                return;
+            }
+            closed.await;
+        }
     }
 
     /// The stream has ended on either side: nothing more of it is expected.
     pub fn close(&self, stream: u32) {
         self.lock().streams.remove(&stream);
+        self.closed.notify_waiters();
     }
 
     /// Bytes handed to the plugin and not yet seen to leave it.
@@ -112,13 +131,13 @@ impl Ledger {
 
     /// A poisoned lock is taken all the same: every method leaves the account whole.
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Default for Ledger {
+impl Default for Inner {
     fn default() -> Self {
-        Self::new()
+        Self { next_stream: FIRST_STREAM, off: false, streams: HashMap::new() }
     }
 }
 

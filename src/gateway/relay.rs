@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tracing::{info, warn};
+use tracing::{info, trace, warn};
 
 use super::Event;
 use super::input::{Input, Place};
@@ -205,7 +205,15 @@ impl Relay {
                 );
                 None
             }
-            Finding::Unchanged | Finding::ChangedLineFeed => None,
+            Finding::ChangedLineFeed => {
+                trace!(
+                    event = "line_feed_restored",
+                    number = view.number(),
+                    "a line feed that the plugin had changed"
+                );
+                None
+            }
+            Finding::Unchanged => None,
         }
     }
 

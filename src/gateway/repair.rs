@@ -43,6 +43,7 @@ impl Repair {
     /// The payloads are not readable, or not in frames.
     pub fn end(&mut self) {
         self.follower = None;
+        self.ledger.stop();
     }
 
     /// Whether the ledger's account of what the plugin holds is kept up.

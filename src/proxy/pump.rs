@@ -90,17 +90,17 @@ pub(super) async fn run(
         match turn {
             Turn::ClientFin => silence = Silence::begin(link, settings),
             Turn::ClientReset => return End::ClientGone,
-            Turn::PluginClosed if flow.touched && !route.ledger.is_open(link.stream) => return End::Finished,
             Turn::PluginClosed => break,
         }
     }
-    // The plugin has closed a connection of which no end was seen on the data channel, or which carried nothing: either
-    // the destination refused it, or the plugin died.
+    // Either the destination has closed the connection, or the plugin has died. If it lives, it ends the stream on the
+    // data channel too, a moment after the connection.
     if flow.touched {
         return tokio::select! {
             biased;
             () = deadline.cancelled() => End::Stopped,
             () = route.ended.cancelled() => End::Cut,
+            () = route.ledger.until_closed(link.stream) => End::Finished,
             () = tokio::time::sleep(NEWS) => End::Finished,
         };
     }

@@ -225,12 +225,8 @@ impl Tunnel {
                     actions.push(Action::Report(Report::Resumed(generation, now - since, attempts)));
                 }
             }
-            SessionEvent::Ended { reason } => {
-                if session.at_service == AtService::Live {
-                    session.at_service = AtService::Over;
-                }
-                self.lose(generation, &reason, random, actions);
-            }
+            // It is terminated all the same: that costs nothing if it is gone, and leaves none behind if it is not.
+            SessionEvent::Ended { reason } => self.lose(generation, &reason, random, actions),
             SessionEvent::DestinationFailed => self.destination_failed(generation),
             SessionEvent::ForeignConnection => session.expired = Some(Reason::ForeignConnection),
             SessionEvent::Connections(open) => session.open = open,

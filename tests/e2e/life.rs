@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use autossm_lab::Lab;
 use autossm_lab::fault::{ApiFault, Call, Fault};
 use autossm_lab::load::Load;
-use autossm_lab::options::Options;
+use autossm_lab::options::{Document, Options};
 use nix::sys::signal::{Signal, kill};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::daemon::{Daemon, SECRET_KEY, own_address, tunnel, until};
+use crate::daemon::{Daemon, PATIENCE, SECRET_KEY, own_address, tunnel, until};
 
 async fn echoes(stream: &mut TcpStream) -> std::io::Result<()> {
     stream.write_all(b"ping").await?;
@@ -28,8 +28,9 @@ async fn no_secret_is_ever_written_down() {
     let load = Load::start(daemon.address, 20);
     lab.close_all(1000, "Bye");
     daemon.event("resumed").await;
+    lab.wait_for("the data channel", PATIENCE, |status| status.ready_sessions() == 1).await.unwrap();
     lab.set_for(Fault::Api(Call::Resume, ApiFault::Expired), Duration::from_secs(1));
-    lab.abort_all();
+    assert_eq!(lab.abort_all(), 1);
     daemon.event_times("resumed", 2).await;
     let plugin = daemon.plugin().await;
     let seen_by_ps = std::fs::read(format!("/proc/{plugin}/cmdline")).unwrap();
@@ -40,14 +41,24 @@ async fn no_secret_is_ever_written_down() {
         .and_then(|rest| rest.split(['@', ':']).nth(1))
         .expect("the plugin goes through the gateway")
         .to_owned();
+    // One of the things that are told at trace level only: a line feed restored.
+    let mut stream = TcpStream::connect(daemon.address).await.unwrap();
+    let mut message = vec![b'a'; 1017];
+    message[1016] = b'\n';
+    let mut restored = false;
+    for _ in 0..50 {
+        stream.write_all(&message).await.unwrap();
+        stream.read_exact(&mut vec![0; 1017]).await.unwrap();
+        restored |= !daemon.events("line_feed_restored").is_empty();
+    }
+    assert!(restored, "the plugin changed no line feed");
     kill(plugin, Signal::SIGKILL).unwrap();
     daemon.event_times("ready", 2).await;
     load.finish().await;
     let folder = daemon.folder.clone();
     let log = daemon.stop(&lab).await;
 
-    assert!(log.len() > 100, "at trace level there is much to search");
-    assert!(log.iter().any(|line| line.fields["level"] == "TRACE"));
+    assert!(log.iter().any(|line| line.fields["level"] == "TRACE"), "the log is not at its most talkative");
     // The lab's tokens begin like the service's.
     let secrets = ["AAEAA", SECRET_KEY, &proxy_secret];
     for secret in secrets {
@@ -243,8 +254,9 @@ async fn a_reload_touches_only_what_has_changed() {
 async fn a_document_that_forwards_no_port_is_said_to_be_wrong() {
     let lab = Lab::start(Options::default()).await.unwrap();
     let address = own_address();
-    let keys = "document = \"SSM-SessionManagerRunShell\"";
-    let config = tunnel(&lab, "shell", address, lab.echo_addr(), keys);
+    let forwarding = Document::port([("portNumber", None), ("host", None), ("localPortNumber", Some("0"))]);
+    lab.set_document("Team-Shell", Document { session_type: "Standard_Stream".into(), ..forwarding });
+    let config = tunnel(&lab, "shell", address, lab.echo_addr(), "document = \"Team-Shell\"");
     let daemon = Daemon::start(address, &config);
     let failed = daemon.event("failed").await;
     assert_eq!(failed.field("class"), "needs a change", "{}", failed.text);

@@ -1,6 +1,13 @@
 //! The whole program against the lab. `AUTOSSM_TEST_PLUGIN=/path/to/session-manager-plugin` runs all of it with the
 //! stock plugin instead of the stand-in.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where something is wrong"
+)]
+
 mod bytes;
 mod daemon;
 mod faults;
