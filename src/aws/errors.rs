@@ -47,8 +47,13 @@ where
         .into(),
         // Not an answer of the API, or none at all: whoever is between us and it may still have said something by status.
         _ => {
-            let said = status.map(|status| format!("HTTP {status}: ")).unwrap_or_default();
-            Failure::new(class(None, status), format!("{operation}: {said}{}", causes(error))).into()
+            let said = match status {
+                // What the parser makes of a proxy's page helps nobody.
+                Some(status @ 300..) => format!("HTTP {status}, and an answer that is not the API's"),
+                Some(status) => format!("HTTP {status}: {}", causes(error)),
+                None => causes(error),
+            };
+            Failure::new(class(None, status), format!("{operation}: {said}")).into()
         }
     }
 }

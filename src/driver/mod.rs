@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use rand::RngExt;
@@ -27,7 +28,7 @@ use crate::plugin::version::Versions;
 use crate::proxy::Route;
 use crate::tunnel::failure::Failure;
 use crate::tunnel::status::{State, Status};
-use crate::tunnel::{Action, Event, Generation, SessionEvent, Settings, Tunnel};
+use crate::tunnel::{Action, Event, Generation, Report, SessionEvent, Settings, Tunnel};
 use record::Record;
 use session::{Begun, Message, Session};
 
@@ -233,10 +234,15 @@ impl Driver {
             Action::Terminate(generation) => self.terminate(generation),
             Action::Forget(generation) => self.forget(generation, true),
             Action::LeaveRecorded(generation) => self.forget(generation, false),
-            Action::Report(report) => {
-                let session = report::generation(&report);
-                let session = self.sessions.get(&session).map_or("", Session::id);
-                report::write(&self.config.name, session, &report);
+            Action::Report(mut report) => {
+                let session = self.sessions.get(&report::generation(&report));
+                if let (Report::Ended { cut, .. }, Some(route)) =
+                    (&mut report, session.and_then(|s| s.route.as_ref()))
+                {
+                    // Clients that have said goodbye are not cut.
+                    *cut = cut.saturating_sub(route.half_closed.load(Relaxed));
+                }
+                report::write(&self.config.name, session.map_or("", Session::id), &report);
             }
             Action::Stopped => {}
         }

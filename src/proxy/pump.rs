@@ -88,7 +88,10 @@ pub(super) async fn run(
             }
         };
         match turn {
-            Turn::ClientFin => silence = Silence::begin(link, settings),
+            Turn::ClientFin => {
+                link.half_close();
+                silence = Silence::begin(link, settings);
+            }
             Turn::ClientReset => return End::ClientGone,
             Turn::PluginClosed => break,
         }

@@ -3,7 +3,8 @@
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -36,6 +37,9 @@ pub struct Route {
     pub ended: CancellationToken,
     /// Connections open on it; the driver waits here for a draining session to become empty.
     pub open: watch::Sender<usize>,
+    /// Of these, connections whose client has shut down its sending side: most have gone for good, some still wait for
+    /// an answer.
+    pub half_closed: AtomicUsize,
     /// Set by the driver while the data channel is down. A destination that cannot be heard is not silent: half-closed
     /// clients wait on.
     pub interrupted: AtomicBool,
@@ -53,6 +57,7 @@ impl Route {
             ledger,
             ended: CancellationToken::new(),
             open: watch::Sender::new(0),
+            half_closed: AtomicUsize::new(0),
             interrupted: AtomicBool::new(false),
             connecting: Arc::default(),
         }
@@ -67,7 +72,7 @@ impl Route {
         let connected = tokio::spawn(async move {
             let _turn = turn;
             let (plugin, stream) = dial(open.0.address, &open.0.ledger).await?;
-            Ok(Link { plugin, stream, open })
+            Ok(Link { plugin, stream, open, half_closed: AtomicBool::new(false) })
         });
         connected.await.map_err(io::Error::other)?
     }
@@ -130,9 +135,25 @@ pub(super) struct Link {
     /// The mux stream that the plugin has made of it.
     pub(super) stream: u32,
     open: Open,
+    half_closed: AtomicBool,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if self.half_closed.load(Relaxed) {
+            self.open.0.half_closed.fetch_sub(1, Relaxed);
+        }
+    }
 }
 
 impl Link {
+    /// The client has shut down its sending side.
+    pub(super) fn half_close(&self) {
+        if !self.half_closed.swap(true, Relaxed) {
+            self.open.0.half_closed.fetch_add(1, Relaxed);
+        }
+    }
+
     pub(super) fn route(&self) -> &Arc<Route> {
         &self.open.0
     }
