@@ -367,8 +367,13 @@ fn every_event_in_every_state() {
         }
         let already = world.tunnel.stopping.is_some();
         assert!(already || stopped.now - began <= STOPPING);
-        // … and a world that does what it is asked to do has the tunnel up.
+        // … and in a world that does what it is asked to do it leaves nothing behind …
         if !already {
+            let mut stopped = world.clone();
+            stopped.feed(STOP, 0.5);
+            assert!(stopped.obliges(|w| w.stopped), "{:#?}", stopped.tunnel);
+            assert_eq!(stopped.recorded, world.recorded, "not terminated: {:#?}", world.tunnel);
+            // … where the tunnel, if it is not stopped, comes up.
             let mut up = world.clone();
             assert!(up.obliges(|w| w.tunnel.status().state == State::Up), "never up again: {:#?}", up.tunnel);
         }
@@ -625,4 +630,36 @@ fn a_destination_that_fails_is_resolved_anew_but_not_for_ever() {
         world.obliges(|w| w.tunnel.sessions.len() == 1 && w.tunnel.status().state == State::Up);
     }
     assert_eq!(starts, 1);
+}
+
+#[test]
+fn open_connections_have_their_grace_when_the_tunnel_stops() {
+    let mut world = up();
+    world.about(1, SessionEvent::Connections(1));
+    let began = world.now;
+    let actions = world.feed(STOP, 0.5);
+    assert_eq!(actions, [Action::Route(vec![])], "no new ones, and the open one goes on");
+    let actions = world.advance_to_deadline();
+    assert_eq!(world.now, began + 5 * SECOND);
+    assert!(
+        actions.contains(&Action::Cut(Generation(1))) && actions.contains(&Action::StopPlugin(Generation(1)))
+    );
+    // The plugin does not listen and the service does not answer.
+    let actions = world.advance_to_deadline();
+    assert_eq!(world.now, began + 12 * SECOND);
+    assert!(actions.contains(&Action::KillPlugin(Generation(1))));
+    assert!(actions.contains(&Action::LeaveRecorded(Generation(1))) && world.stopped);
+}
+
+#[test]
+fn a_tunnel_without_connections_stops_at_once() {
+    let mut world = up();
+    let actions = world.feed(STOP, 0.5);
+    assert!(
+        actions.contains(&Action::StopPlugin(Generation(1)))
+            && actions.contains(&Action::Terminate(Generation(1)))
+    );
+    world.about(1, SessionEvent::Terminated(Ok(())));
+    let actions = world.about(1, SessionEvent::PluginExited { words: "stopped".into() });
+    assert_eq!(actions, [Action::Forget(Generation(1)), Action::Stopped]);
 }
