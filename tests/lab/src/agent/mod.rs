@@ -146,7 +146,7 @@ impl Agent {
     /// The session is over: the tasks end, and what was kept for resending goes.
     pub fn end(&self) {
         self.ended.cancel();
-        *self.outgoing() = Outgoing::new();
+        self.outgoing().forget();
     }
 
     /// Since the last stream data in either direction.

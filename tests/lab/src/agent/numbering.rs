@@ -124,6 +124,11 @@ impl Outgoing {
         self.timeout = Duration::from_secs_f64(timeout.min(LONGEST_TIMEOUT));
     }
 
+    /// Sends nothing again any more. The numbers stay: an acknowledgement may still be on its way.
+    pub fn forget(&mut self) {
+        self.unacknowledged = VecDeque::new();
+    }
+
     pub fn sent(&self) -> i64 {
         self.next
     }
