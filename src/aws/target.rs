@@ -98,6 +98,7 @@ mod tests {
             max_connections: 1,
             drain: Duration::ZERO,
             stop_grace: Duration::ZERO,
+            start_timeout: Duration::ZERO,
             half_close_timeout: Duration::ZERO,
             rotate: None,
             failover_after: Duration::ZERO,

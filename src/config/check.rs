@@ -135,6 +135,7 @@ fn merged(own: Section, defaults: &Section) -> Option<Tunnel> {
         max_connections: pick!(max_connections).map_or(1024, usize::from),
         drain: pick!(drain).unwrap_or(seconds(600)),
         stop_grace: pick!(stop_grace).unwrap_or(seconds(5)),
+        start_timeout: pick!(start_timeout).unwrap_or(seconds(30)),
         half_close_timeout: pick!(half_close_timeout).unwrap_or(seconds(5)),
         rotate: pick!(rotate).flatten(),
         failover_after: pick!(failover_after).unwrap_or(seconds(5)),

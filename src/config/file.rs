@@ -44,6 +44,7 @@ pub(super) struct Section {
     pub max_connections: Option<u16>,
     pub drain: Option<Duration>,
     pub stop_grace: Option<Duration>,
+    pub start_timeout: Option<Duration>,
     pub half_close_timeout: Option<Duration>,
     pub rotate: Option<Option<Duration>>,
     pub failover_after: Option<Duration>,

@@ -252,6 +252,14 @@ pub(super) static KEYS: &[Key] = &[
     )
     .also(&["grace", "grace_period"]),
     Key::new(
+        "start_timeout",
+        between!(0, 5 * MINUTE, start_timeout),
+        Value("\"30s\""),
+        "How long systemd is kept waiting for the first session when autossm starts. After it the service counts as \
+         started, and its clients are held.",
+    )
+    .also(&["startup_timeout", "ready_timeout"]),
+    Key::new(
         "half_close_timeout",
         between!(100, HOUR, half_close_timeout),
         Value("\"5s\""),

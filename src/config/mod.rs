@@ -78,6 +78,8 @@ pub struct Tunnel {
     pub drain: Duration,
     /// How long open connections may go on when the daemon stops; at most 10 s.
     pub stop_grace: Duration,
+    /// How long the start of the service waits for the first session.
+    pub start_timeout: Duration,
     /// After a client has shut down its sending side: how long the destination may be silent before both are closed.
     pub half_close_timeout: Duration,
     /// A new session at this age, make-before-break; `None` is never.
