@@ -78,7 +78,7 @@ impl Listener {
             self.left_out(count);
         }
         if verdict != Verdict::LeaveOut {
-            tracing::debug!(tunnel = self.tunnel, session = self.session, line = said, "plugin");
+            tracing::debug!(tunnel = self.tunnel, session = self.session, event = "plugin_says", "{said}");
         }
         line
     }
@@ -93,7 +93,12 @@ impl Listener {
     }
 
     fn left_out(&self, count: usize) {
-        tracing::debug!(tunnel = self.tunnel, session = self.session, "plugin: {count} lines left out");
+        tracing::debug!(
+            tunnel = self.tunnel,
+            session = self.session,
+            event = "plugin_says",
+            "{count} lines left out"
+        );
     }
 }
 
@@ -176,9 +181,10 @@ mod tests {
             assert_eq!(listener.ended().as_deref(), Some("flood"));
         });
         let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-        assert!(text.contains("tunnel=\"billing-db\" session=\"s-1\" line=\"it says [secret]\""), "{text}");
+        assert!(text.contains("tunnel=\"billing-db\" session=\"s-1\" event=\"plugin_says\""), "{text}");
+        assert!(text.contains("it says [secret]"), "{text}");
         assert_eq!(text.matches("flood").count(), 49, "{text}");
-        assert!(text.contains("plugin: 51 lines left out"), "{text}");
+        assert!(text.contains("51 lines left out"), "{text}");
         assert!(!text.contains(TOKEN));
     }
 }

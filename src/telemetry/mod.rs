@@ -4,10 +4,13 @@
 //! `event` (a stable word for machines), `reason` (in the words of whoever gave it), `duration_ms`. The message is a
 //! sentence that can be read without the fields, because `journalctl` shows nothing else.
 
+pub mod catalog;
+mod journal;
 mod text;
 pub mod thin;
 
 use std::io::{self, IsTerminal as _};
+use std::path::Path;
 
 use tracing::Dispatch;
 use tracing_subscriber::fmt::MakeWriter;
@@ -76,21 +79,16 @@ where
     Ok(Dispatch::new(Registry::default().with(layer.with_filter(directives))))
 }
 
-/// The journal's layer: a field `tunnel` becomes `AUTOSSM_TUNNEL`, so that it clashes with nobody's. A journal whose
-/// socket cannot be reached (a sandbox may hide it) gets readable lines through standard error instead.
+/// A journal whose socket cannot be reached (a sandbox may hide it) gets readable lines through standard error instead.
 fn journal() -> Option<BoxedLayer> {
-    let layer = tracing_journald::layer().ok()?;
-    Some(
-        layer
-            .with_field_prefix(Some("AUTOSSM".to_owned()))
-            .with_syslog_identifier("autossm".to_owned())
-            .boxed(),
-    )
+    Some(journal::Journal::at(Path::new(journal::SOCKET)).ok()?.boxed())
 }
 
+/// Whether log lines go to the journal.
+///
 /// systemd names in `JOURNAL_STREAM` the device and inode of the stream that it connected. The variable is inherited
 /// by processes whose standard error goes elsewhere, so that it means something only if they match.
-fn stderr_is_journal() -> bool {
+pub fn stderr_is_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     let Ok(stat) = nix::sys::stat::fstat(io::stderr()) else { return false };
     names_file(&stream, stat.st_dev, stat.st_ino)

@@ -1,0 +1,441 @@
+//! Every kind of event: its word, its fixed id in the journal, and what it means.
+//!
+//! `journalctl -x` shows the explanation beneath a line, from the file that [`file`] makes of this table.
+
+/// One kind of event.
+#[derive(Debug)]
+pub struct Entry {
+    /// The word in the field `event` (`AUTOSSM_EVENT=`).
+    pub event: &'static str,
+    /// `MESSAGE_ID=`. Never changed and never used again: people have filters for it.
+    pub id: &'static str,
+    /// What has happened, in one line.
+    pub subject: &'static str,
+    /// What that means and what to do. `@FIELD@` stands for the line's own value.
+    pub text: &'static str,
+}
+
+/// The entry of this event.
+pub fn find(event: &str) -> Option<&'static Entry> {
+    ENTRIES.iter().find(|entry| entry.event == event)
+}
+
+/// The message catalog, to be installed as `/usr/lib/systemd/catalog/autossm.catalog`.
+pub fn file() -> String {
+    let mut file = String::from(
+        "# What autossm's log lines mean: journalctl -x -u 'autossm@*'\n\
+         # Made from src/telemetry/catalog.rs by `AUTOSSM_BLESS=1 cargo test --lib catalog`.\n",
+    );
+    for Entry { id, subject, text, .. } in ENTRIES {
+        file += &format!(
+            "\n-- {id}\nSubject: {subject}\nDefined-By: autossm\nDocumentation: man:autossm@.service(8)\n\n{text}\n"
+        );
+    }
+    file
+}
+
+/// All that there are.
+pub static ENTRIES: &[Entry] = &[
+    Entry {
+        event: "listening",
+        id: "a00c22071c50400d890f87753bd0e21e",
+        subject: "A local address is served",
+        text: "autossm has bound @AUTOSSM_LISTEN@ for tunnel @AUTOSSM_TUNNEL@. Clients that connect while\n\
+               there is no session wait for one, up to `hold`.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "adopted",
+        id: "edfa80304e7540ebaacc75c8dd5bfbe5",
+        subject: "A local address was taken over from the process before",
+        text: "systemd has kept the listening socket @AUTOSSM_LISTEN@ of tunnel @AUTOSSM_TUNNEL@ while\n\
+               the daemon was restarted. Clients that connected in between are served now; none was\n\
+               refused.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "not_adopted",
+        id: "fc30438231de4ea7864e50c34aa8cb5b",
+        subject: "A kept listening socket was of no use",
+        text: "systemd has handed over a socket under the name @AUTOSSM_FDNAME@ which is not what the\n\
+               configuration asks for: @AUTOSSM_REASON@. It is closed and forgotten; an address that the\n\
+               configuration has is bound anew.\n\n\
+               This is normal after `listen` or the tunnels' names have changed. Otherwise look who\n\
+               removed the socket's file.",
+    },
+    Entry {
+        event: "closed",
+        id: "c7709e38454740a39c1d88b948c92a83",
+        subject: "A local address is no longer served",
+        text: "The configuration no longer has @AUTOSSM_LISTEN@ for tunnel @AUTOSSM_TUNNEL@. New clients\n\
+               are refused there; connections that came through it go on.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "bind_failed",
+        id: "9119f80964a940eab322d51901257b3f",
+        subject: "A local address cannot be bound",
+        text: "Another process has the address, or this host does not have it, or the folder of the\n\
+               socket file is missing. The line names the address and, where that can be read, the\n\
+               process.\n\n\
+               End that process or change `listen`. A port below 1024 needs the capability\n\
+               CAP_NET_BIND_SERVICE (see autossm@.service(8)). The daemon has ended with status 69 and is\n\
+               started again by systemd.",
+    },
+    Entry {
+        event: "started",
+        id: "e87216e4fd614657a89cee52be27f3da",
+        subject: "A session was started",
+        text: "StartSession has answered for tunnel @AUTOSSM_TUNNEL@ with session @AUTOSSM_SESSION@ on\n\
+               target @AUTOSSM_TARGET@. The plugin is started next.\n\n\
+               Nothing has to be done. The session's id is the one that the console and CloudTrail show.",
+    },
+    Entry {
+        event: "ready",
+        id: "9ad261b1b43e4eb0a6275ada8008a441",
+        subject: "A session serves",
+        text: "Session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ takes connections,\n\
+               @AUTOSSM_DURATION_MS@ ms after it was asked for.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "interrupted",
+        id: "28904dd0cb844f0e9a7bf6b3279f4878",
+        subject: "The data channel was closed",
+        text: "The WebSocket of session @AUTOSSM_SESSION@ was closed (@AUTOSSM_REASON@). The service does\n\
+               so every hour. autossm resumes the session; open connections wait meanwhile and lose\n\
+               nothing.\n\n\
+               Nothing has to be done if a line that says 'resumed' follows. If none does, look for\n\
+               'resume_failed' and 'failover'.",
+    },
+    Entry {
+        event: "resumed",
+        id: "c1f5a4424e9441eea7c17ccad0d63d1c",
+        subject: "The data channel is open again",
+        text: "Session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ was resumed after\n\
+               @AUTOSSM_DURATION_MS@ ms. Connections that were open go on.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "resume_failed",
+        id: "a21928a2c900463c8e093c2031dfaba6",
+        subject: "The data channel could not be opened again yet",
+        text: "ResumeSession, or the connection after it, has failed for session @AUTOSSM_SESSION@:\n\
+               @AUTOSSM_REASON@. The attempts go on; this line is written once for each kind of failure.\n\n\
+               If it speaks of access or credentials, look at the host's role: it needs ssm:ResumeSession\n\
+               on its own sessions. If it speaks of the network, look at the way to ssmmessages.",
+    },
+    Entry {
+        event: "failover",
+        id: "74ef18d2c1cc492fb2e908e44b1bfe0b",
+        subject: "A second session is started beside one that is interrupted",
+        text: "The data channel of session @AUTOSSM_SESSION@ has been down for `failover_after`. New\n\
+               connections get a session of their own; the old one is being resumed for the connections\n\
+               that are open on it, for up to `resume_for`.\n\n\
+               Nothing has to be done here. If it happens often, look at the way to ssmmessages.",
+    },
+    Entry {
+        event: "replacing",
+        id: "59085b7aa19d4cb79ba4279e0c7c9b9a",
+        subject: "A session is being replaced",
+        text: "Session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ works and is replaced all the same:\n\
+               @AUTOSSM_REASON@. Its open connections go on, up to `drain`.\n\n\
+               Nothing has to be done. Where another process has connected to the plugin's port, find out\n\
+               which one: clients belong on the tunnel's own address.",
+    },
+    Entry {
+        event: "retired",
+        id: "b4dc1659f090458f8d4f61e5afbabef5",
+        subject: "A session takes no new connections",
+        text: "Session @AUTOSSM_SESSION@ was replaced and lives until its last connection is closed;\n\
+               @AUTOSSM_OPEN@ are open.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "serves_again",
+        id: "450679efe89e4a22a38e932283810645",
+        subject: "A replaced session serves again",
+        text: "The session that should have taken the place of @AUTOSSM_SESSION@ is gone, and this one is\n\
+               up: it takes new connections again.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "ended",
+        id: "ee45ebce0fb5475ba0b5baf00dbeb7cd",
+        subject: "A session has ended as intended",
+        text: "Session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ has ended: @AUTOSSM_REASON@.\n\
+               @AUTOSSM_CUT@ connections were cut with it.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "lost",
+        id: "6d051567586a47c386db63a19ba42616",
+        subject: "A session was lost",
+        text: "Session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ has ended without being asked to:\n\
+               @AUTOSSM_REASON@. @AUTOSSM_CUT@ connections were cut with it. A new session is started at\n\
+               once, and clients that connect wait for it.\n\n\
+               If the reason is a maximum session duration or an idle timeout of the account, set\n\
+               `rotate` to less than that. If somebody has terminated it, CloudTrail has the name. If the\n\
+               plugin exits again and again, run with --log-level debug to see what it says.",
+    },
+    Entry {
+        event: "failed",
+        id: "845bf98658cb41288d350ee507fe7733",
+        subject: "No session could be had",
+        text: "Tunnel @AUTOSSM_TUNNEL@ has no session: @AUTOSSM_REASON@ (@AUTOSSM_CLASS@). The line says\n\
+               when the next attempt is made; clients wait, up to `hold`.\n\n\
+               needs a change: the document, a parameter or the plugin is wrong; correct the\n\
+               configuration and reload, or install the plugin.\n\
+               access: credentials are missing or expired, or a permission is denied; the host needs\n\
+               ssm:StartSession on target and document.\n\
+               target not connected: the agent on the target is not online; look at amazon-ssm-agent\n\
+               there, and at its way to the service.\n\
+               throttled, network or service: nothing, unless it lasts.",
+    },
+    Entry {
+        event: "not_terminated",
+        id: "d6dd84500b5346b0bdee7d829f074a74",
+        subject: "A session could not be terminated",
+        text: "TerminateSession has failed for session @AUTOSSM_SESSION@: @AUTOSSM_REASON@. It stays on\n\
+               record, and the next process of this tunnel terminates it; the service ends it by itself\n\
+               when it is idle.\n\n\
+               If it speaks of access: the host's role needs ssm:TerminateSession on its own sessions.",
+    },
+    Entry {
+        event: "leftover",
+        id: "09979642bd3747358685767cc0f7aa2e",
+        subject: "A session of an earlier process was terminated",
+        text: "A process that was killed had left session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ at\n\
+               the service.\n\n\
+               Nothing has to be done here. Look further up why that process ended.",
+    },
+    Entry {
+        event: "destination_failed",
+        id: "f43fe7bf4914435bbe8d417d07424321",
+        subject: "The agent could not reach the destination",
+        text: "The target's agent could not connect to `remote_host` and `remote_port` for a client of\n\
+               tunnel @AUTOSSM_TUNNEL@; the client's connection was closed. After three of these within a\n\
+               minute the destination's name is resolved anew by a new session.\n\n\
+               Look whether the destination is up and can be reached from the target.",
+    },
+    Entry {
+        event: "holding",
+        id: "09dce00fb5ba401cb90f3fd88c0a7e1a",
+        subject: "Clients are waiting",
+        text: "Tunnel @AUTOSSM_TUNNEL@ has no session that takes connections. Clients that connect are\n\
+               held, up to `hold`, and go on when there is one.\n\n\
+               The lines before this one say what the tunnel waits for.",
+    },
+    Entry {
+        event: "held_released",
+        id: "67d83eefbeee420a931bab517fb83951",
+        subject: "Clients that waited were served",
+        text: "@AUTOSSM_CLIENTS@ clients of tunnel @AUTOSSM_TUNNEL@ have waited for a session and got\n\
+               one; the longest wait was @AUTOSSM_DURATION_MS@ ms.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "held_timed_out",
+        id: "06a37f03de9e47e0a069118cca6328fc",
+        subject: "Clients waited in vain",
+        text: "@AUTOSSM_CLIENTS@ clients of tunnel @AUTOSSM_TUNNEL@ have waited for `hold` without\n\
+               getting a session, and were closed.\n\n\
+               The lines with the event 'failed' say why there was none. A longer `hold` lets clients sit\n\
+               out longer outages, as far as they have the patience.",
+    },
+    Entry {
+        event: "client_refused",
+        id: "36b7815bd9ae4d6f88674eff59271972",
+        subject: "A client was closed at once",
+        text: "A limit of tunnel @AUTOSSM_TUNNEL@ is reached: @AUTOSSM_REASON@. Connections beyond it are\n\
+               closed at once. At most one line a second tells of it.\n\n\
+               Raise the limit, or find out who opens so many connections.",
+    },
+    Entry {
+        event: "accept_failed",
+        id: "da632d2d3dd54097a824ff4c687995cb",
+        subject: "A client could not be accepted",
+        text: "The kernel has refused a connection on @AUTOSSM_LISTEN@: @AUTOSSM_REASON@. It is tried\n\
+               again; the client waits meanwhile.\n\n\
+               Most often the process has no file descriptor left: raise LimitNOFILE= in a drop-in, or\n\
+               lower `max_connections`.",
+    },
+    Entry {
+        event: "changed",
+        id: "3e00d52a5f8047f9bc9641efa601234c",
+        subject: "A tunnel's configuration has changed",
+        text: "A reload has changed tunnel @AUTOSSM_TUNNEL@. Sessions are replaced only where that is\n\
+               needed, the new one being ready before the old one drains.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "removed",
+        id: "f9ff844c6d7647b9bc375f828a72fd5d",
+        subject: "A tunnel was taken out of the configuration",
+        text: "Tunnel @AUTOSSM_TUNNEL@ takes no more clients. Connections that are open may go on for\n\
+               `drain`.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "reloaded",
+        id: "d6b4d6290d494c7e9a78534d6be31998",
+        subject: "The configuration was reloaded",
+        text: "The file as it is now is in force. Tunnels that did not change were not touched.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "reload_refused",
+        id: "3268443b4fba4dd7bd478f9334cf5ff5",
+        subject: "The configuration was not reloaded",
+        text: "The file has errors, or an address in it cannot be bound. Nothing of it was taken on:\n\
+               every tunnel goes on with the configuration that it had.\n\n\
+               The lines say what is wrong, where, and what would be right; `autossm check` shows them\n\
+               too. Correct the file and reload again.",
+    },
+    Entry {
+        event: "config_invalid",
+        id: "8cf1a8b29aec4e5897d5d67028c3b28e",
+        subject: "The configuration cannot be used",
+        text: "The file has errors, or does not have the tunnel that was asked for. Nothing was started;\n\
+               the daemon has ended with status 78, and systemd does not start it again.\n\n\
+               The line says what is wrong, where, and what would be right; `autossm check` shows all of\n\
+               it. Correct the file and start the unit again.",
+    },
+    Entry {
+        event: "stopping",
+        id: "544a382661b04907bd5a5c1ea568f273",
+        subject: "The daemon is stopping",
+        text: "New clients are refused, open connections have `stop_grace`, sessions are terminated. It\n\
+               ends within 15 seconds.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "stopped",
+        id: "2505b1f9409b4e85a11082794ca00293",
+        subject: "The daemon has stopped",
+        text: "All tunnels of this process are down; no plugin and no session is left, but for those that\n\
+               a line before this one names.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "os_fault",
+        id: "efde2afc9db94f2bb8956b83144c1327",
+        subject: "The operating system refused something",
+        text: "The daemon could not do what it needs to run at all; the line says what. It has ended with\n\
+               status 71 and is started again by systemd.\n\n\
+               Look at limits, permissions and free space of the runtime directory.",
+    },
+    Entry {
+        event: "stuck",
+        id: "3129ed5974a34bb2a51201bd3295680a",
+        subject: "A tunnel does not answer",
+        text: "Tunnel @AUTOSSM_TUNNEL@ has done nothing for longer than half of WatchdogSec=. systemd is\n\
+               no longer told that the daemon is alive, and restarts it; its addresses are kept, and\n\
+               clients that connect meanwhile are served afterwards.\n\n\
+               This is a defect of autossm, or a host that gave it no time at all. Please report it with\n\
+               the log of the minutes before.",
+    },
+    Entry {
+        event: "journal_behind",
+        id: "7ba1e729f9924b2688df7956ffcf8572",
+        subject: "Log lines were lost",
+        text: "The journal did not take lines as fast as they were written, and autossm does not wait for\n\
+               it: @AUTOSSM_LINES@ lines were lost.\n\n\
+               Look at the journal's own lines (systemctl status systemd-journald), or log less (--log-\n\
+               level).",
+    },
+    Entry {
+        event: "line_feed_restored",
+        id: "d5890bfabbab4998b55e3222913ce65f",
+        subject: "A changed byte was put right",
+        text: "The plugin has changed a line feed into a carriage return, and autossm has undone it.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "plugin_says",
+        id: "6396e2db11164c51b82d0ee029b10d35",
+        subject: "The plugin said something",
+        text: "A line that the session-manager-plugin of session @AUTOSSM_SESSION@ has printed. It is\n\
+               written at the level debug, for whoever looks into a problem; what follows from it,\n\
+               autossm says in lines of its own.\n\n\
+               Nothing has to be done.",
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    fn sources(folder: &Path, found: &mut Vec<(String, String)>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                sources(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push((path.display().to_string(), fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+
+    /// Every word that the sources give to the field `event`.
+    fn used() -> Vec<(String, String)> {
+        let mut files = Vec::new();
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+        let words = |(path, text): &(String, String)| -> Vec<(String, String)> {
+            let after = text.split(concat!("event", " = \"")).skip(1);
+            after.filter_map(|rest| Some((path.clone(), rest.split_once('"')?.0.to_owned()))).collect()
+        };
+        files.iter().flat_map(words).collect()
+    }
+
+    #[test]
+    fn every_event_is_explained_and_every_explanation_used() {
+        let used = used();
+        assert!(used.len() > ENTRIES.len() / 2);
+        for (path, event) in &used {
+            assert!(find(event).is_some(), "{path}: `{event}` has no entry in the catalog");
+        }
+        for entry in ENTRIES {
+            assert!(used.iter().any(|(_, event)| event == entry.event), "nothing writes `{}`", entry.event);
+        }
+    }
+
+    #[test]
+    fn ids_are_as_the_journal_wants_them_and_unique() {
+        for (number, entry) in ENTRIES.iter().enumerate() {
+            let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+            assert!(entry.id.len() == 32 && entry.id.bytes().all(hex), "{}", entry.event);
+            let same = |other: &&Entry| other.id == entry.id || other.event == entry.event;
+            assert_eq!(ENTRIES[number..].iter().filter(same).count(), 1, "{}", entry.event);
+        }
+    }
+
+    #[test]
+    fn texts_say_what_to_do_and_begin_no_entry_of_their_own() {
+        for entry in ENTRIES {
+            assert!(entry.text.contains("\n\n"), "{}: says nothing beyond what it is", entry.event);
+            assert!(!entry.subject.contains('\n') && !entry.subject.ends_with('.'), "{}", entry.event);
+            let plain = |line: &str| !line.starts_with("--") && !line.starts_with('#');
+            assert!(entry.text.lines().all(plain), "{}", entry.event);
+            for rest in entry.text.split("@AUTOSSM_").skip(1) {
+                let end = rest.find(|char: char| !char.is_ascii_uppercase() && char != '_');
+                assert_eq!(end.and_then(|end| rest.get(end..=end)), Some("@"), "{}: {rest}", entry.event);
+            }
+        }
+    }
+
+    /// `AUTOSSM_BLESS=1 cargo test --lib catalog` writes the file again.
+    #[test]
+    fn the_file_is_current() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/autossm.catalog");
+        if std::env::var_os("AUTOSSM_BLESS").is_some() {
+            fs::write(&path, file()).unwrap();
+            return;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text, file(), "stale: run AUTOSSM_BLESS=1 cargo test --lib catalog");
+    }
+}
