@@ -15,43 +15,45 @@ use super::{EXIT_CONFIG, EXIT_OS, EXIT_UNAVAILABLE, RunArgs};
 use crate::aws::sdk::Clients;
 use crate::config::{self, Tunnel};
 use crate::driver::Shared;
+use crate::driver::service::Service;
 use crate::driver::tunnels::{Tunnels, bind};
 use crate::gateway::Authority;
 use crate::plugin::version::Versions;
+use crate::systemd::fdstore::{self, Kept};
 use crate::systemd::notify;
-use crate::telemetry;
+use crate::telemetry::{self, Format};
 
 /// Runs the tunnels; returns the exit status.
 pub fn run(args: &RunArgs) -> ExitCode {
-    let tunnels = match read(args) {
-        Ok(tunnels) => tunnels,
-        Err(text) => {
-            eprintln!("{text}");
-            return ExitCode::from(EXIT_CONFIG);
-        }
-    };
+    // Before a file is opened that could take a socket's number.
+    let kept = fdstore::kept();
     if let Err(error) = telemetry::init(args.log_format, &args.log_level) {
         eprintln!("autossm: {error}");
         return ExitCode::from(EXIT_CONFIG);
     }
+    let tunnels = match read(args) {
+        Ok(tunnels) => tunnels,
+        Err(text) => return invalid(args.log_format, &text),
+    };
     // One thread: what goes through a plugin is limited by the plugin, and a second thread costs memory.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return os_fault(&error.into()),
     };
-    let code = runtime.block_on(serve(args, tunnels));
+    let code = runtime.block_on(serve(args, tunnels, kept));
     // A name look-up that hangs in a thread of its own must not keep the process.
     runtime.shutdown_background();
     code
 }
 
-async fn serve(args: &RunArgs, tunnels: Vec<Tunnel>) -> ExitCode {
-    let bound = match bind(tunnels) {
+async fn serve(args: &RunArgs, tunnels: Vec<Tunnel>, kept: Vec<Kept>) -> ExitCode {
+    let bound = match bind(tunnels, kept) {
         Ok(bound) => bound,
         Err(errors) => {
-            for error in errors {
+            for error in &errors {
                 error!(event = "bind_failed", "{error}");
             }
+            notify::status(&errors.first().map(ToString::to_string).unwrap_or_default());
             return ExitCode::from(EXIT_UNAVAILABLE);
         }
     };
@@ -64,11 +66,11 @@ async fn serve(args: &RunArgs, tunnels: Vec<Tunnel>) -> ExitCode {
         Ok(started) => started,
         Err(error) => return os_fault(&error),
     };
-    notify::ready();
+    let service = Service::start(tunnels.views());
     while signals.next().await == Request::Reload {
-        notify::reloading();
-        reload(args, &mut tunnels).await;
-        notify::ready();
+        service.reloading();
+        let refusal = reload(args, &mut tunnels).await;
+        service.reloaded(refusal.as_deref());
     }
     info!(event = "stopping", "stopping");
     notify::stopping();
@@ -94,12 +96,13 @@ fn read(args: &RunArgs) -> Result<Vec<Tunnel>, String> {
 }
 
 /// Takes on the file as it is now. One with errors is refused whole, and everything stays as it was.
-async fn reload(args: &RunArgs, tunnels: &mut Tunnels) {
+/// The first of them is returned.
+async fn reload(args: &RunArgs, tunnels: &mut Tunnels) -> Option<String> {
     let refused = match read(args) {
         Ok(wanted) => match tunnels.reload(wanted).await {
             Ok(()) => {
                 info!(event = "reloaded", "configuration reloaded");
-                return;
+                return None;
             }
             Err(errors) => errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
         },
@@ -109,6 +112,20 @@ async fn reload(args: &RunArgs, tunnels: &mut Tunnels) {
         error!(event = "reload_refused", "{line}");
     }
     error!(event = "reload_refused", "the configuration was not reloaded; the old one stays in force");
+    Some(refused.lines().next().unwrap_or_default().to_owned())
+}
+
+/// Tells what is wrong with the configuration: to the journal or a machine as log lines, to a person as it is.
+fn invalid(format: Format, text: &str) -> ExitCode {
+    if format == Format::Text || (format == Format::Auto && !telemetry::stderr_is_journal()) {
+        eprintln!("{text}");
+    } else {
+        for line in text.lines() {
+            error!(event = "config_invalid", "{line}");
+        }
+    }
+    notify::status(text.lines().next().unwrap_or_default());
+    ExitCode::from(EXIT_CONFIG)
 }
 
 /// Everything that all tunnels share, and a process that leaks no secret.

@@ -1,9 +1,12 @@
 //! A task per tunnel: events in, actions out. It decides nothing; what it waits for, it waits for in tasks of their
 //! own, so that a request to stop is never queued behind slow work.
 
+mod line;
 mod record;
 mod report;
+pub mod service;
 mod session;
+pub mod snapshot;
 pub mod tunnels;
 
 use std::collections::HashMap;
@@ -15,7 +18,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use tempfile::TempDir;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
@@ -27,10 +30,11 @@ use crate::plugin::find::find;
 use crate::plugin::version::Versions;
 use crate::proxy::Route;
 use crate::tunnel::failure::Failure;
-use crate::tunnel::status::{State, Status};
+use crate::tunnel::status::State;
 use crate::tunnel::{Action, Event, Generation, Report, SessionEvent, Settings, Tunnel};
 use record::Record;
 use session::{Begun, Message, Session};
+use snapshot::Snapshot;
 
 /// Messages that wait for the driver. It empties this faster than anything fills it; where it does not, the senders
 /// wait.
@@ -60,6 +64,8 @@ pub enum Command {
     Stop(Duration),
     /// Stop at once.
     StopNow,
+    /// Answer: the loop goes round.
+    Beat(oneshot::Sender<()>),
 }
 
 /// Runs one tunnel until it is stopped.
@@ -74,7 +80,7 @@ pub struct Driver {
     messages: mpsc::Receiver<Message>,
     commands: mpsc::Receiver<Command>,
     routes: watch::Sender<Vec<Arc<Route>>>,
-    status: watch::Sender<Status>,
+    snapshot: watch::Sender<Snapshot>,
 }
 
 /// The driver's outside: what others hold of a running tunnel.
@@ -84,7 +90,7 @@ pub struct Handle {
     /// The sessions that take new connections.
     pub routes: watch::Receiver<Vec<Arc<Route>>>,
     /// What the tunnel is doing.
-    pub status: watch::Receiver<Status>,
+    pub snapshot: watch::Receiver<Snapshot>,
 }
 
 impl Driver {
@@ -98,8 +104,9 @@ impl Driver {
         let (sender, messages) = mpsc::channel(MESSAGES);
         let (command_sender, commands) = mpsc::channel(8);
         let (routes, routes_receiver) = watch::channel(Vec::new());
-        let (status, status_receiver) = watch::channel(core.status());
-        let handle = Handle { commands: command_sender, routes: routes_receiver, status: status_receiver };
+        let (snapshot, snapshot_receiver) = watch::channel(Snapshot::new(core.status(), Instant::now()));
+        let handle =
+            Handle { commands: command_sender, routes: routes_receiver, snapshot: snapshot_receiver };
         let driver = Self {
             shared,
             config: Arc::new(config),
@@ -111,7 +118,7 @@ impl Driver {
             messages,
             commands,
             routes,
-            status,
+            snapshot,
         };
         Ok((driver, handle))
     }
@@ -120,10 +127,10 @@ impl Driver {
     pub async fn run(mut self) {
         self.terminate_leftovers();
         self.handle(Event::Tick);
-        while self.status.borrow().state != State::Stopped {
+        while self.snapshot.borrow().status.state != State::Stopped {
             let deadline = self.core.next_deadline().map(|at| self.began + at);
             let event = tokio::select! {
-                Some(command) = self.commands.recv() => Some(self.command(command)),
+                Some(command) = self.commands.recv() => self.command(command),
                 Some(message) = self.messages.recv() => self.message(message),
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Some(Event::Tick),
             };
@@ -133,8 +140,8 @@ impl Driver {
         }
     }
 
-    fn command(&mut self, command: Command) -> Event {
-        match command {
+    fn command(&mut self, command: Command) -> Option<Event> {
+        Some(match command {
             Command::Configure(config) => {
                 let renew = !same_sessions(&self.config, &config);
                 let settings = settings(&config);
@@ -143,7 +150,12 @@ impl Driver {
             }
             Command::Stop(grace) => Event::Stop { grace },
             Command::StopNow => Event::StopNow,
-        }
+            Command::Beat(answer) => {
+                // Whoever asked may have lost patience.
+                let _ = answer.send(());
+                return None;
+            }
+        })
     }
 
     /// What a message means to the core, if anything.
@@ -193,11 +205,11 @@ impl Driver {
             }
         }
         let status = self.core.status();
-        self.status.send_if_modified(|current| {
-            let changed = *current != status;
-            *current = status;
-            changed
-        });
+        let serving = status.sessions.iter().filter(|session| session.phase == "ready");
+        let serving =
+            serving.filter_map(|session| Some(self.sessions.get(&session.generation)?.id().to_owned()));
+        let serving = serving.collect();
+        self.snapshot.send_if_modified(|snapshot| snapshot.update(status, serving, self.began));
     }
 
     fn perform(&mut self, action: Action) -> Option<Event> {
@@ -235,6 +247,12 @@ impl Driver {
             Action::Forget(generation) => self.forget(generation, true),
             Action::LeaveRecorded(generation) => self.forget(generation, false),
             Action::Report(mut report) => {
+                if let Report::Resumed(_, after, _) = report {
+                    self.snapshot.send_modify(|snapshot| {
+                        snapshot.resumed += 1;
+                        snapshot.last_resumed = Some(after);
+                    });
+                }
                 let session = self.sessions.get(&report::generation(&report));
                 if let (Report::Ended { cut, .. }, Some(route)) =
                     (&mut report, session.and_then(|s| s.route.as_ref()))

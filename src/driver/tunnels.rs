@@ -2,48 +2,109 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::net::Shutdown;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
 
+use socket2::SockRef;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tracing::{error, info};
 
+use super::service::View;
+use super::snapshot::Snapshot;
 use super::{Command, Driver, Shared};
 use crate::config::{self, Listen};
 use crate::proxy::{self, BindError, Door, Listener, Proxy};
-use crate::tunnel::status::Status;
+use crate::systemd::fdstore::{self, Kept};
 
 /// A tunnel whose addresses are bound.
 pub struct Bound {
     config: config::Tunnel,
-    listeners: Vec<(Listen, Listener)>,
+    addresses: Vec<Address>,
 }
 
-/// Binds every address of every tunnel, or says all that cannot be.
+struct Address {
+    listen: Listen,
+    listener: Listener,
+    /// Systemd has kept it from an earlier process, and goes on keeping it.
+    adopted: bool,
+}
+
+/// Binds every address of every tunnel, or says all that cannot be. What systemd has kept is not bound but taken over;
+/// what it has kept in vain is closed.
 ///
 /// # Errors
 /// One for each address.
-pub fn bind(tunnels: Vec<config::Tunnel>) -> Result<Vec<Bound>, Vec<BindError>> {
+pub fn bind(tunnels: Vec<config::Tunnel>, kept: Vec<Kept>) -> Result<Vec<Bound>, Vec<BindError>> {
+    let mut adopted = adopt(&tunnels, kept);
     let (mut bound, mut errors) = (Vec::new(), Vec::new());
     for config in tunnels {
-        let listeners = listen(config.listen.iter(), &mut errors);
-        bound.push(Bound { config, listeners });
+        let mut addresses = Vec::new();
+        for listen in &config.listen {
+            match adopted.remove(&fdstore::name(&config.name, listen)) {
+                Some(address) => addresses.push(address),
+                None => addresses.extend(open(listen, &mut errors)),
+            }
+        }
+        bound.push(Bound { config, addresses });
     }
     if errors.is_empty() { Ok(bound) } else { Err(errors) }
 }
 
-fn listen<'a>(
-    addresses: impl Iterator<Item = &'a Listen>,
-    errors: &mut Vec<BindError>,
-) -> Vec<(Listen, Listener)> {
-    let mut listeners = Vec::new();
-    for address in addresses {
-        match Listener::bind(address) {
-            Ok(listener) => listeners.push((address.clone(), listener)),
-            Err(error) => errors.push(error),
+/// The kept sockets that these tunnels can go on with, by name. The others are closed first: one of them may be in the way
+/// of an address that is to be bound.
+fn adopt(tunnels: &[config::Tunnel], kept: Vec<Kept>) -> HashMap<String, Address> {
+    let wanted = |name: &str| {
+        let addresses = tunnels.iter().flat_map(|tunnel| tunnel.listen.iter().map(move |l| (tunnel, l)));
+        addresses.into_iter().find(|(tunnel, listen)| fdstore::name(&tunnel.name, listen) == name)
+    };
+    let mut adopted = HashMap::<String, Address>::new();
+    for Kept { name, socket } in kept {
+        let found = wanted(&name).ok_or_else(|| "the configuration does not have it".to_owned());
+        let result = found.and_then(|(tunnel, listen)| {
+            if adopted.contains_key(&name) {
+                return Err("there are two of this name".to_owned());
+            }
+            let listener = Listener::adopt(listen, socket.try_clone().map_err(|error| error.to_string())?)?;
+            Ok((tunnel, Address { listen: listen.clone(), listener, adopted: true }))
+        });
+        match result {
+            Ok((tunnel, mut address)) => {
+                let listen = &address.listen;
+                info!(tunnel = tunnel.name, event = "adopted", %listen, "goes on listening on {listen}");
+                address.listener.outlive();
+                adopted.insert(name, address);
+            }
+            Err(reason) => {
+                info!(
+                    event = "not_adopted",
+                    fdname = name,
+                    reason,
+                    "closed what was kept as {name}: {reason}"
+                );
+                // Others may hold it too: it must not go on taking clients that nobody serves.
+                let _ = SockRef::from(&socket).shutdown(Shutdown::Both);
+                fdstore::remove(&name);
+                // The removal was meant for the other one of two, too.
+                if let Some(address) = adopted.get_mut(&name) {
+                    address.adopted = false;
+                }
+            }
         }
     }
-    listeners
+    adopted
+}
+
+fn open(listen: &Listen, errors: &mut Vec<BindError>) -> Option<Address> {
+    match Listener::bind(listen) {
+        Ok(listener) => Some(Address { listen: listen.clone(), listener, adopted: false }),
+        Err(error) => {
+            errors.push(error);
+            None
+        }
+    }
 }
 
 /// Every tunnel that runs in this process.
@@ -52,15 +113,16 @@ pub struct Tunnels {
     running: BTreeMap<String, Running>,
     /// Tunnels that are no longer in the configuration and end by themselves.
     leaving: JoinSet<()>,
+    views: watch::Sender<Vec<View>>,
 }
 
 struct Running {
     config: config::Tunnel,
-    proxy: std::sync::Arc<Proxy>,
+    proxy: Arc<Proxy>,
     proxy_settings: watch::Sender<proxy::Settings>,
     doors: HashMap<Listen, Door>,
     commands: mpsc::Sender<Command>,
-    status: watch::Receiver<Status>,
+    snapshot: watch::Receiver<Snapshot>,
     driver: JoinHandle<()>,
 }
 
@@ -70,32 +132,35 @@ impl Tunnels {
     /// # Errors
     /// A tunnel's folder in the runtime directory cannot be made.
     pub fn start(shared: Shared, bound: Vec<Bound>) -> io::Result<Self> {
-        let mut tunnels = Self { shared, running: BTreeMap::new(), leaving: JoinSet::new() };
+        let (running, leaving) = (BTreeMap::new(), JoinSet::new());
+        let mut tunnels = Self { shared, running, leaving, views: watch::Sender::default() };
         for tunnel in bound {
             tunnels.add(tunnel)?;
         }
+        tunnels.publish();
         Ok(tunnels)
     }
 
-    /// What each tunnel is doing, by name.
-    pub fn status(&self) -> Vec<(String, watch::Receiver<Status>)> {
-        self.running.iter().map(|(name, running)| (name.clone(), running.status.clone())).collect()
+    /// What can be seen of the tunnels of the configuration, and asked of them. Empty once they are being stopped.
+    pub fn views(&self) -> watch::Receiver<Vec<View>> {
+        self.views.subscribe()
+    }
+
+    fn publish(&self) {
+        self.views.send_replace(self.running.values().map(Running::view).collect());
     }
 
     fn add(&mut self, bound: Bound) -> io::Result<()> {
-        let Bound { config, listeners } = bound;
+        let Bound { config, addresses } = bound;
         let (driver, handle) = Driver::new(self.shared.clone(), config.clone())?;
         let (proxy_settings, settings) = watch::channel(proxy::Settings::from(&config));
         let proxy = Proxy::new(config.name.as_str(), handle.routes, settings);
-        for (address, _) in &listeners {
-            info!(tunnel = config.name, event = "listening", "listening on {address}");
-        }
-        let doors =
-            listeners.into_iter().map(|(address, listener)| (address, proxy.serve(listener))).collect();
-        let (commands, status) = (handle.commands, handle.status);
+        let doors = addresses.into_iter().map(|address| serve(&config.name, &proxy, address)).collect();
+        let (commands, snapshot) = (handle.commands, handle.snapshot);
         let driver = tokio::spawn(driver.run());
         let name = config.name.clone();
-        self.running.insert(name, Running { config, proxy, proxy_settings, doors, commands, status, driver });
+        let running = Running { config, proxy, proxy_settings, doors, commands, snapshot, driver };
+        self.running.insert(name, running);
         Ok(())
     }
 
@@ -113,8 +178,9 @@ impl Tunnels {
                 continue;
             }
             let is_new = |address: &&Listen| now.is_none_or(|running| !running.doors.contains_key(address));
-            let listeners = listen(config.listen.iter().filter(is_new), &mut errors);
-            changes.push(Bound { config: config.clone(), listeners });
+            let new = config.listen.iter().filter(is_new);
+            let addresses = new.filter_map(|listen| open(listen, &mut errors)).collect();
+            changes.push(Bound { config: config.clone(), addresses });
         }
         if !errors.is_empty() {
             return Err(errors);
@@ -134,23 +200,23 @@ impl Tunnels {
                 error!(tunnel = name, %error, "its folder cannot be made");
             }
         }
+        self.publish();
         Ok(())
     }
 
     async fn change(&mut self, bound: Bound) {
-        let Bound { config, listeners } = bound;
+        let Bound { config, addresses } = bound;
         let Some(running) = self.running.get_mut(&config.name) else { return };
         running.proxy_settings.send_replace(proxy::Settings::from(&config));
-        for (address, listener) in listeners {
-            info!(tunnel = config.name, event = "listening", "listening on {address}");
-            running.doors.insert(address, running.proxy.serve(listener));
+        for address in addresses {
+            let (listen, door) = serve(&config.name, &running.proxy, address);
+            running.doors.insert(listen, door);
         }
         let closed: Vec<_> =
             running.doors.keys().filter(|address| !config.listen.contains(address)).cloned().collect();
         for address in closed {
             if let Some(door) = running.doors.remove(&address) {
-                door.close().await;
-                info!(tunnel = config.name, event = "closed", "no longer listening on {address}");
+                close(&config.name, &address, door).await;
             }
         }
         running.config = config.clone();
@@ -160,8 +226,9 @@ impl Tunnels {
     /// Takes a tunnel out: no new clients, and `drain` for the open ones.
     async fn remove(&mut self, name: &str) {
         let Some(mut running) = self.running.remove(name) else { return };
-        for (_, door) in running.doors.drain() {
-            door.close().await;
+        self.publish();
+        for (address, door) in running.doors.drain() {
+            close(name, &address, door).await;
         }
         let drain = running.config.drain;
         self.leaving.spawn(running.stop(drain));
@@ -169,6 +236,7 @@ impl Tunnels {
 
     /// Stops every tunnel; returns when nothing is left of any, or at once when `now` is ready.
     pub async fn stop(mut self, now: impl Future<Output = ()>) {
+        self.views.send_replace(Vec::new());
         let everyone: Vec<_> = self.running.values().map(|running| running.commands.clone()).collect();
         for (_, running) in std::mem::take(&mut self.running) {
             let grace = running.config.stop_grace;
@@ -190,7 +258,37 @@ impl Tunnels {
     }
 }
 
+/// Serves an address, and has systemd keep it for the next process. Not before all of them are bound: a reload that fails
+/// leaves nothing behind.
+fn serve(tunnel: &str, proxy: &Arc<Proxy>, address: Address) -> (Listen, Door) {
+    let Address { listen, mut listener, adopted } = address;
+    if !adopted {
+        info!(tunnel, event = "listening", %listen, "listening on {listen}");
+        if fdstore::store(&fdstore::name(tunnel, &listen), listener.as_fd()) {
+            listener.outlive();
+        }
+    }
+    (listen, proxy.serve(listener))
+}
+
+/// Gives an address up, here and in systemd's store.
+async fn close(tunnel: &str, listen: &Listen, door: Door) {
+    fdstore::remove(&fdstore::name(tunnel, listen));
+    door.close().await;
+    info!(tunnel, event = "closed", %listen, "no longer listening on {listen}");
+}
+
 impl Running {
+    fn view(&self) -> View {
+        View {
+            name: self.config.name.clone(),
+            start_timeout: self.config.start_timeout,
+            snapshot: self.snapshot.clone(),
+            stats: self.proxy.stats().clone(),
+            commands: self.commands.clone(),
+        }
+    }
+
     async fn stop(self, grace: std::time::Duration) {
         let _ = self.commands.send(Command::Stop(grace)).await;
         // The driver cuts what is still open when the grace is over; the proxy need not be told when.

@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use socket2::{Domain, SockAddr, Socket, Type};
+use nix::sys::socket::{getsockopt, sockopt};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
@@ -56,7 +58,7 @@ pub enum BindError {
     },
 }
 
-/// A bound address. Dropping it closes it, and removes a Unix socket's file.
+/// A bound address. Dropping it closes it, and removes a Unix socket's file unless the socket is kept elsewhere too.
 #[derive(Debug)]
 pub struct Listener {
     address: String,
@@ -66,7 +68,7 @@ pub struct Listener {
 #[derive(Debug)]
 enum Bound {
     Tcp(TcpListener),
-    Unix(UnixListener, #[allow(dead_code, reason = "removes the file when it is dropped")] SocketFile),
+    Unix(UnixListener, SocketFile),
 }
 
 impl Listener {
@@ -75,15 +77,60 @@ impl Listener {
     /// # Errors
     /// See [`BindError`]; the daemon ends with status 69.
     pub fn bind(listen: &Listen) -> Result<Self, BindError> {
-        let address = match listen {
-            Listen::Tcp(address) => address.to_string(),
-            Listen::Unix(path) => format!("unix:{}", path.display()),
-        };
+        let address = listen.to_string();
         let bound = match listen {
             Listen::Tcp(socket_address) => bind_tcp(*socket_address, &address),
             Listen::Unix(path) => bind_unix(path, &address),
         };
         bound.map(|socket| Self { address, socket })
+    }
+
+    /// Goes on with a socket that another process has bound. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// Why it cannot serve as `listen`, in words.
+    pub fn adopt(listen: &Listen, socket: OwnedFd) -> Result<Self, String> {
+        let address = listen.to_string();
+        let said = |error: io::Error| error.to_string();
+        if !getsockopt(&socket, sockopt::AcceptConn).map_err(|error| error.to_string())? {
+            return Err("it does not listen".to_owned());
+        }
+        let socket = Socket::from(socket);
+        let bound = socket.local_addr().map_err(said)?;
+        socket.set_nonblocking(true).map_err(said)?;
+        // With the address, its family is that of the configuration too.
+        let socket = match listen {
+            Listen::Tcp(wanted) if bound.as_socket() == Some(*wanted) => {
+                Bound::Tcp(TcpListener::from_std(socket.into()).map_err(said)?)
+            }
+            Listen::Unix(path) if bound.as_pathname() == Some(path) => {
+                let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+                if !is_socket {
+                    return Err(format!("the file {} is gone", path.display()));
+                }
+                let file = SocketFile::new(path).map_err(said)?;
+                Bound::Unix(UnixListener::from_std(socket.into()).map_err(said)?, file)
+            }
+            _ => return Err("it is bound to another address".to_owned()),
+        };
+        Ok(Self { address, socket })
+    }
+
+    /// Somebody else holds the socket too, and its clients wait there when this process has gone: dropping this leaves
+    /// a Unix socket's file where it is. [`Self::close`] removes it all the same.
+    pub fn outlive(&mut self) {
+        if let Bound::Unix(_, file) = &mut self.socket {
+            file.stays = true;
+        }
+    }
+
+    /// Refuses clients from now on, whoever else holds the socket.
+    pub(super) fn close(mut self) {
+        // An error means that it does not listen any more.
+        let _ = SockRef::from(&self).shutdown(Shutdown::Both);
+        if let Bound::Unix(_, file) = &mut self.socket {
+            file.stays = false;
+        }
     }
 
     /// The address as it is configured, for log lines.
@@ -106,10 +153,10 @@ impl Listener {
         }
     }
 
-    /// Hands every client to `admit` until `stop` is cancelled; then the address is closed. An error (most often: no
-    /// file descriptor left) is told to `failed`, and the next attempt made a little later.
+    /// Hands every client to `admit` until `stop` is cancelled. An error (most often: no file descriptor left) is told to
+    /// `failed`, and the next attempt made a little later.
     pub(super) async fn accept_until(
-        self,
+        &self,
         stop: CancellationToken,
         mut admit: impl FnMut(Client),
         mut failed: impl FnMut(&io::Error),
@@ -134,6 +181,15 @@ impl Listener {
                     }
                 }
             }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Bound::Tcp(listener) => listener.as_fd(),
+            Bound::Unix(listener, _) => listener.as_fd(),
         }
     }
 }
@@ -226,22 +282,25 @@ fn is_stale(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// The file of a Unix socket, removed when this is dropped, unless another process has put its own in the place.
+/// The file of a Unix socket, removed when this is dropped, unless it is to stay or another process has put its own in
+/// the place.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
+    stays: bool,
 }
 
 impl SocketFile {
     fn new(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), identity: identity(path)? })
+        Ok(Self { path: path.to_owned(), identity: identity(path)?, stays: false })
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|identity| identity == self.identity)
+        if !self.stays
+            && identity(&self.path).is_ok_and(|identity| identity == self.identity)
             && let Err(error) = fs::remove_file(&self.path)
         {
             tracing::debug!(%error, path = %self.path.display(), "a socket file could not be removed");
@@ -328,6 +387,74 @@ mod tests {
         let error = Listener::bind(&Listen::Unix(file.clone())).unwrap_err();
         assert!(matches!(error, BindError::NotASocket { .. }), "{error}");
         assert_eq!(fs::read(&file).unwrap(), b"data");
+    }
+
+    fn kept(listener: &Listener) -> OwnedFd {
+        listener.as_fd().try_clone_to_owned().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_kept_socket_serves_who_came_meanwhile() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db.sock");
+        let mut first = Listener::bind(&any_port()).unwrap();
+        let tcp = Listen::Tcp(first.local_addr().unwrap());
+        let unix = Listen::Unix(path.clone());
+        let mut second = Listener::bind(&unix).unwrap();
+        let (kept_tcp, kept_unix) = (kept(&first), kept(&second));
+        first.outlive();
+        second.outlive();
+        drop((first, second));
+
+        let Listen::Tcp(address) = tcp else { panic!("not an address") };
+        let (_tcp_client, _unix_client) =
+            (TcpStream::connect(address).await.unwrap(), UnixStream::connect(&path).await.unwrap());
+        for (listen, kept) in [(tcp, kept_tcp), (unix, kept_unix)] {
+            let listener = Listener::adopt(&listen, kept).unwrap();
+            assert_eq!(listener.address(), listen.to_string());
+            tokio::time::timeout(Duration::from_secs(20), listener.accept()).await.unwrap().unwrap();
+        }
+        assert!(!path.exists(), "dropped by its only holder");
+    }
+
+    #[tokio::test]
+    async fn only_what_listens_on_the_address_is_adopted() {
+        let listener = Listener::bind(&any_port()).unwrap();
+        let here = Listen::Tcp(listener.local_addr().unwrap());
+        let no = |listen: &Listen, socket: OwnedFd| Listener::adopt(listen, socket).unwrap_err();
+        let elsewhere = Listen::Tcp(([127, 0, 0, 2], 1).into());
+        assert_eq!(no(&elsewhere, kept(&listener)), "it is bound to another address");
+        assert_eq!(no(&Listen::Unix("/x".into()), kept(&listener)), "it is bound to another address");
+        let bound = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        bound.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+        assert_eq!(no(&here, bound.into()), "it does not listen");
+        let file = fs::File::open("/dev/null").unwrap();
+        assert!(!no(&here, file.into()).is_empty());
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db.sock");
+        let unix = Listener::bind(&Listen::Unix(path.clone())).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(no(&Listen::Unix(path), kept(&unix)).ends_with("is gone"));
+    }
+
+    #[tokio::test]
+    async fn closing_refuses_clients_although_somebody_else_holds_the_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db.sock");
+        let mut tcp = Listener::bind(&any_port()).unwrap();
+        let mut unix = Listener::bind(&Listen::Unix(path.clone())).unwrap();
+        let address = tcp.local_addr().unwrap();
+        let _store = (kept(&tcp), kept(&unix));
+        tcp.outlive();
+        unix.outlive();
+        tcp.close();
+        unix.close();
+        assert!(TcpStream::connect(address).await.is_err());
+        assert!(!path.exists());
+        // The next process can have the address, too, before the other one has let go.
+        Listener::bind(&Listen::Tcp(address)).unwrap();
+        Listener::bind(&Listen::Unix(path)).unwrap();
     }
 
     #[test]

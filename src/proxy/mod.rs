@@ -112,8 +112,9 @@ impl Proxy {
     /// Accepts clients from `listener`, in a task of its own, until the [`Door`] is closed or the proxy stops.
     pub fn serve(self: &Arc<Self>, listener: Listener) -> Door {
         let stop = self.stopping.child_token();
+        let for_good = CancellationToken::new();
         let proxy = Arc::clone(self);
-        let until = stop.clone();
+        let (until, close) = (stop.clone(), for_good.clone());
         let closed = self.tasks.spawn(async move {
             let admit = |client| proxy.admit(client);
             let address = listener.address().to_owned();
@@ -132,12 +133,15 @@ impl Proxy {
                 }
             };
             listener.accept_until(until, admit, failed).await;
+            if close.is_cancelled() {
+                listener.close();
+            }
         });
-        Door { stop, closed }
+        Door { stop, for_good, closed }
     }
 
-    /// Stops: the addresses are closed and held clients dropped at once, open connections may go on until `deadline`
-    /// and are cut then. Returns how many were cut.
+    /// Stops: the addresses are left (closed, unless somebody keeps them for the next process) and held clients dropped
+    /// at once, open connections may go on until `deadline` and are cut then. Returns how many were cut.
     pub async fn stop(&self, deadline: Instant) -> u64 {
         self.stopping.cancel();
         self.tasks.close();
@@ -208,12 +212,15 @@ impl Proxy {
 /// An address that is being served. Dropping it changes nothing.
 pub struct Door {
     stop: CancellationToken,
+    /// The address is given up, not only left to the next process.
+    for_good: CancellationToken,
     closed: JoinHandle<()>,
 }
 
 impl Door {
-    /// Closes the address; connections that came through it go on. When this returns it can be bound again.
+    /// Gives the address up; connections that came through it go on. When this returns it can be bound again.
     pub async fn close(self) {
+        self.for_good.cancel();
         self.stop.cancel();
         // An error would be the task's panic or the runtime's end; the address is closed either way.
         let _ = self.closed.await;

@@ -30,7 +30,7 @@ impl fmt::Display for Class {
 }
 
 /// A failed attempt: its class, and the words of whoever refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("{text}")]
 pub struct Failure {
     /// Decides when the next attempt is made.

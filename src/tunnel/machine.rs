@@ -55,7 +55,7 @@ pub(super) struct Slot {
     pub next: Next,
     pub backoff: Backoff,
     /// The last failure, until a session serves.
-    pub failure: Option<String>,
+    pub failure: Option<Failure>,
     /// Counts the targets tried.
     target: usize,
 }
@@ -290,7 +290,7 @@ impl Tunnel {
             let another = failure.class == Class::TargetNotConnected && slot.target % targets != 0;
             let delay = if another { Duration::ZERO } else { slot.backoff.fail(failure.class, random) };
             slot.next = Next::Waiting { until: now + delay };
-            slot.failure = Some(failure.text.clone());
+            slot.failure = Some(failure.clone());
             actions.push(Action::Report(Report::Failed(generation, failure.clone(), delay)));
         }
         self.end(generation, &failure.text, false, actions);

@@ -1,5 +1,6 @@
 //! The core's only outward view: a snapshot, derived from the state whenever it is asked for.
 
+use super::failure::Failure;
 use super::machine::{Next, Tunnel};
 use super::session::Phase;
 use super::{Generation, Time};
@@ -14,7 +15,7 @@ pub struct Status {
     /// When the next attempt to start a session is made, while one is waited for.
     pub next_attempt: Option<Time>,
     /// The last failure, until a session serves.
-    pub failure: Option<String>,
+    pub failure: Option<Failure>,
 }
 
 /// What clients meet.

@@ -542,7 +542,7 @@ fn a_plugin_that_never_opens_its_port_is_killed() {
     assert_eq!(world.now, OPENING);
     assert!(actions.contains(&Action::KillPlugin(Generation(1))));
     assert!(!actions.contains(&Action::StopPlugin(Generation(1))));
-    assert!(matches!(world.tunnel.status().failure, Some(text) if text.contains("20 s")));
+    assert!(matches!(world.tunnel.status().failure, Some(failure) if failure.text.contains("20 s")));
 }
 
 #[test]
@@ -614,7 +614,7 @@ fn a_wrong_document_is_said_and_not_tried_in_a_loop() {
     world.about(1, SessionEvent::Started);
     world.about(1, SessionEvent::Kind("Standard_Stream".into()));
     let status = world.tunnel.status();
-    assert!(status.failure.unwrap().contains("Standard_Stream"));
+    assert!(status.failure.unwrap().text.contains("Standard_Stream"));
     assert!(status.next_attempt.unwrap() >= 240 * SECOND);
 }
 
