@@ -15,6 +15,10 @@ pub struct CheckArgs {
     /// The configuration file.
     #[command(flatten)]
     pub config: ConfigArg,
+
+    /// List nothing: only say what is wrong
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 const EXAMPLES: &str = "\
@@ -29,6 +33,7 @@ Examples:
 /// Standard output or standard error cannot be written to.
 pub fn run(args: &CheckArgs) -> io::Result<ExitCode> {
     match config::load(&args.config.path) {
+        Ok(_) if args.quiet => Ok(ExitCode::SUCCESS),
         Ok(config) => match io::stdout().lock().write_all(listing(&config).as_bytes()) {
             // Whoever reads has read enough.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),

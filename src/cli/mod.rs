@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod run;
+pub mod units;
 
 use std::path::PathBuf;
 
@@ -69,6 +70,10 @@ pub enum Command {
     /// and how the plugin reaches the service. If anything is wrong, prints all of it instead, each with line, column
     /// and what would be right, and exits with status 78. Calls nobody and needs no credentials.
     Check(check::CheckArgs),
+
+    /// Link the unit of each enabled tunnel (called by autossm-generator)
+    #[command(hide = true)]
+    Units(units::UnitsArgs),
 }
 
 /// What `autossm run` takes.

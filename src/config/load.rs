@@ -58,6 +58,17 @@ pub fn parse(name: &str, text: &str) -> Result<Config, Problems> {
     }
 }
 
+/// Whether nobody has written a tunnel into the file yet, or there is no file: not a mistake until a tunnel is to run.
+pub fn has_no_tunnel(path: &Path) -> bool {
+    let text = match read(path).map(String::from_utf8) {
+        Ok(Ok(text)) => text,
+        Ok(Err(_)) => return false,
+        Err(error) => return error.kind() == io::ErrorKind::NotFound,
+    };
+    let table = text.strip_prefix('\u{feff}').unwrap_or(&text).parse::<toml::Table>();
+    table.is_ok_and(|table| table.keys().all(|key| key == "defaults"))
+}
+
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(LARGEST + 1).read_to_end(&mut bytes)?;

@@ -27,7 +27,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use keys::names as key_names;
-pub use load::{load, parse};
+pub use load::{has_no_tunnel, load, parse};
 pub use problem::{Position, Problem, Problems};
 pub use reference::reference;
 pub use select::UnknownTunnel;

@@ -10,7 +10,7 @@ use super::{Config, Tunnel};
 pub struct UnknownTunnel {
     /// As it was named.
     pub name: String,
-    /// The one that was probably meant, or all that there are.
+    /// The one that was probably meant, and all that there are.
     pub help: String,
 }
 
@@ -22,9 +22,10 @@ impl Config {
     pub fn select(&self, names: &[String]) -> Result<Vec<&Tunnel>, UnknownTunnel> {
         let known = || self.tunnels.iter().map(|tunnel| tunnel.name.as_str());
         if let Some(name) = names.iter().find(|name| !known().any(|other| other == name.as_str())) {
+            let all = format!("there are: {}", known().collect::<Vec<_>>().join(", "));
             let help = match nearest(name, known()) {
-                Some(other) => format!("did you mean {}?", quoted(other)),
-                None => format!("there are: {}", known().collect::<Vec<_>>().join(", ")),
+                Some(other) => format!("did you mean {}? {all}", quoted(other)),
+                None => all,
             };
             return Err(UnknownTunnel { name: name.clone(), help });
         }
@@ -60,7 +61,7 @@ mod tests {
         let shown = |wanted: &[&str]| names(wanted).unwrap_err().to_string();
         assert_eq!(
             shown(&["web", "biling-db"]),
-            "there is no tunnel `biling-db`; did you mean `billing-db`?"
+            "there is no tunnel `biling-db`; did you mean `billing-db`? there are: billing-db, spare, web"
         );
         assert_eq!(shown(&["x"]), "there is no tunnel `x`; there are: billing-db, spare, web");
     }

@@ -1,4 +1,5 @@
-//! What systemd gives and wants: readiness, the watchdog, the fd store.
+//! What systemd gives and wants: units, readiness, the watchdog, the fd store.
 
 pub mod fdstore;
+pub mod generator;
 pub mod notify;
