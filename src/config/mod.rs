@@ -29,7 +29,7 @@ use std::time::Duration;
 pub use keys::names as key_names;
 pub use load::{has_no_tunnel, load, parse};
 pub use problem::{Position, Problem, Problems};
-pub use reference::reference;
+pub use reference::{manual, reference};
 pub use select::UnknownTunnel;
 
 /// Every tunnel of the file, in its order, disabled ones included.

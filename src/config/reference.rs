@@ -15,6 +15,82 @@ pub fn reference() -> String {
     text
 }
 
+/// `autossm.toml(5)`, in roff.
+pub fn manual(version: &str) -> String {
+    let mut text = format!(".TH AUTOSSM.TOML 5 \"\" \"autossm {version}\" \"autossm\"\n{MANUAL}");
+    for key in KEYS {
+        let shared = if key.shared { "" } else { " Not in [defaults]." };
+        text += &format!(".TP\n\\fB{}\\fR\n", roff(key.name));
+        text += &format!("{}\n.br\nTakes {}. ", roff(key.about), roff(&key.form.to_string()));
+        text += &match &key.default {
+            Default::Required => format!("\\fBRequired.\\fR{shared}\n"),
+            other => format!("Without it: {}.{shared}\n", roff(&other.to_string())),
+        };
+    }
+    text + MANUAL_END
+}
+
+const MANUAL: &str = r#".SH NAME
+autossm.toml \- the tunnels of autossm
+.SH SYNOPSIS
+/etc/autossm/config.toml
+.SH DESCRIPTION
+A TOML file with a table [[tunnel]] for each tunnel, and [defaults] for what they have in common. Unknown keys are errors.
+.BR autossm\-check (1)
+shows everything that is wrong with a file, each with its line, its column and what would be right. Changes are put to
+work with
+.B systemctl reload 'autossm@*'
+for tunnels that run, and with
+.B systemctl daemon\-reload
+and
+.B systemctl start autossm.target
+for new ones.
+.SH EXAMPLE
+.nf
+[defaults]
+region = "us\-west\-2"
+
+[[tunnel]]
+name = "billing\-db"
+listen = "127.0.0.1:15432"
+target = "mi\-0123456789abcdef0"
+remote_host = "billing.internal"
+remote_port = 5432
+.fi
+.SH KEYS
+"#;
+
+const MANUAL_END: &str = r#".SH FILES
+.TP
+/usr/share/doc/autossm/config.example.toml
+A file that shows every key.
+.SH SEE ALSO
+.BR autossm (1),
+.BR autossm\-check (1),
+.BR autossm@.service (8)
+"#;
+
+/// Markdown's code in bold, and what roff would take for its own escaped.
+fn roff(text: &str) -> String {
+    let mut bold = false;
+    let mut out = String::new();
+    for c in text.chars() {
+        match c {
+            '`' => {
+                bold = !bold;
+                out.push_str(if bold { "\\fB" } else { "\\fR" });
+            }
+            '\\' => out.push_str("\\e"),
+            '-' => out.push_str("\\-"),
+            '*' => {}
+            // At the beginning of a line it would begin a request.
+            '.' | '\'' if out.is_empty() => out.extend(["\\&", &c.to_string()]),
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
 impl fmt::Display for Form {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
