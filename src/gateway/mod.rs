@@ -68,7 +68,7 @@ pub struct Spec {
 }
 
 /// What the gateway tells of its session. In `observe` mode only `ChannelOpened` and `ChannelClosed` are seen, each
-/// time that the plugin opens and closes its data channel.
+/// time that the plugin has opened and closed its data channel.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The data channel to the service is open for the first time.
@@ -181,7 +181,7 @@ impl Gateway {
                 stream_host: Endpoint::of_url(&spec.session.stream_url).map(|e| e.host).unwrap_or_default(),
                 stream_endpoint: spec.stream_endpoint,
                 api: spec.api,
-                events,
+                channels: observe::Channels::new(events),
             },
         };
         tasks.spawn(Proxy { secret, endpoints, mode }.run(listener).instrument(span));

@@ -1,6 +1,22 @@
 //! For sites that allow no TLS termination: the plugin's connections are passed on as they are, and only watched.
+//!
+//! Of the data channel the lengths of TLS's records are seen, and their order, which is enough:
+//!
+//! ```text
+//! plugin                         service
+//!   │── ClientHello … Finished ────►│
+//!   │── the upgrade's request ─────►│   the first long record of data
+//!   │◄──────────── its answer ──────│
+//!   │── the token ─────────────────►│   another one after that: the data channel is open
+//! ```
+//! A connection alone is none: an upgrade that is refused or never answered looks like it, and a client that is sent to
+//! the plugin then has its first byte end the plugin.
 
-use tokio::io::copy_bidirectional_with_sizes;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
@@ -8,24 +24,239 @@ use super::Event;
 use super::link::Connection;
 
 const BUFFER: usize = 16 << 10;
+/// TLS's content type of data.
+const DATA: u8 = 23;
+/// Every record of TLS has a type, a version and a length before it.
+const RECORD_HEADER: usize = 5;
+/// The end of a handshake and the goodbye are records of data too in TLS 1.3, but have less than this; the upgrade's
+/// request and the message with the token have more.
+const LONG: usize = 150;
 
-/// Carries bytes both ways until either side ends. For the data channel its opening and closing are told.
-pub async fn tunnel(
-    mut plugin: impl Connection,
-    mut service: TcpStream,
-    channel: Option<&mpsc::Sender<Event>>,
-) {
-    tell(channel, Event::ChannelOpened).await;
-    let reason = match copy_bidirectional_with_sizes(&mut plugin, &mut service, BUFFER, BUFFER).await {
-        Ok(_) => "closed".to_owned(),
-        Err(error) => error.to_string(),
-    };
-    tell(channel, Event::ChannelClosed { code: None, reason }).await;
+/// What is told of one session's data channels.
+pub struct Channels {
+    events: mpsc::Sender<Event>,
+    /// Counts the connections made for data channels. The plugin may leave an old one to itself: its end says nothing
+    /// about a newer one.
+    latest: AtomicU64,
 }
 
-async fn tell(channel: Option<&mpsc::Sender<Event>>, event: Event) {
-    if let Some(events) = channel {
-        // Without a receiver the session is about to be closed.
-        let _ = events.send(event).await;
+impl Channels {
+    /// Tells `events`.
+    pub fn new(events: mpsc::Sender<Event>) -> Arc<Self> {
+        Arc::new(Self { events, latest: AtomicU64::new(0) })
+    }
+}
+
+/// Carries bytes both ways until both sides have ended.
+pub async fn pass(plugin: impl Connection, service: TcpStream) {
+    let (mut plugin_reader, mut plugin_writer) = split(plugin);
+    let (mut service_reader, mut service_writer) = service.into_split();
+    // Both ends are gone then; how they went is nobody's concern.
+    let _ = tokio::join!(
+        copy(&mut plugin_reader, &mut service_writer, None),
+        copy(&mut service_reader, &mut plugin_writer, None)
+    );
+}
+
+/// The same for a data channel, whose opening and closing are told. It is closed as soon as one side has ended: a
+/// plugin that has given up leaves its own open for ever.
+pub async fn channel(plugin: impl Connection, service: TcpStream, channels: &Channels) {
+    let number = channels.latest.fetch_add(1, Relaxed) + 1;
+    let watch = Watch { channels, number, seen: Mutex::default() };
+    let (mut plugin_reader, mut plugin_writer) = split(plugin);
+    let (mut service_reader, mut service_writer) = service.into_split();
+    let up = async {
+        let result = copy(&mut plugin_reader, &mut service_writer, Some((&watch, From::Plugin))).await;
+        watch.ended(result).await;
+    };
+    let down = async {
+        let result = copy(&mut service_reader, &mut plugin_writer, Some((&watch, From::Service))).await;
+        watch.ended(result).await;
+    };
+    tokio::join!(up, down);
+}
+
+#[derive(Clone, Copy, Debug)]
+enum From {
+    Plugin,
+    Service,
+}
+
+/// One connection made for a data channel.
+struct Watch<'a> {
+    channels: &'a Channels,
+    number: u64,
+    seen: Mutex<Seen>,
+}
+
+impl Watch<'_> {
+    async fn passed(&self, from: From, bytes: &[u8]) {
+        if self.seen().passed(from, bytes) {
+            self.tell(Event::ChannelOpened).await;
+        }
+    }
+
+    async fn ended(&self, result: io::Result<()>) {
+        if !std::mem::replace(&mut self.seen().ended, true) {
+            let reason = result.map_or_else(|error| error.to_string(), |()| "closed".to_owned());
+            self.tell(Event::ChannelClosed { code: None, reason }).await;
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn tell(&self, event: Event) {
+        if self.channels.latest.load(Relaxed) == self.number {
+            // Without a receiver the session is about to be closed.
+            let _ = self.channels.events.send(event).await;
+        }
+    }
+}
+
+/// Carries bytes one way and then ends that way.
+async fn copy(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    watch: Option<(&Watch<'_>, From)>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    let result = loop {
+        let read = match from.read(&mut buffer).await {
+            Ok(0) => break Ok(()),
+            Ok(read) => read,
+            Err(error) => break Err(error),
+        };
+        let bytes = buffer.get(..read).unwrap_or_default();
+        if let Err(error) = to.write_all(bytes).await {
+            break Err(error);
+        }
+        if let Some((watch, from)) = watch {
+            watch.passed(from, bytes).await;
+        }
+    };
+    // The other side may be gone already.
+    let _ = to.shutdown().await;
+    result
+}
+
+/// PURE. What was seen of one data channel.
+#[derive(Debug, Default)]
+struct Seen {
+    stage: Stage,
+    records: Records,
+    ended: bool,
+}
+
+impl Seen {
+    /// Returns whether the data channel is open with these bytes.
+    fn passed(&mut self, from: From, bytes: &[u8]) -> bool {
+        self.stage = match (self.stage, from) {
+            (Stage::Asked, From::Service) => Stage::Answered,
+            (Stage::Connected, From::Plugin) if self.records.has_long(bytes) => Stage::Asked,
+            (Stage::Asked, From::Plugin) => {
+                self.records.has_long(bytes);
+                Stage::Asked
+            }
+            (Stage::Answered, From::Plugin) if self.records.has_long(bytes) => {
+                self.stage = Stage::Open;
+                return !self.ended;
+            }
+            (stage, _) => stage,
+        };
+        false
+    }
+}
+
+/// How far a data channel is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Connected,
+    /// The upgrade's request has gone out, in one record or several.
+    Asked,
+    /// Something came back.
+    Answered,
+    Open,
+}
+
+/// PURE. Finds the records in a stream of TLS, however it is cut into pieces.
+#[derive(Debug, Default)]
+struct Records {
+    header: Vec<u8>,
+    /// Bytes of the current record that are still to come.
+    rest: usize,
+}
+
+impl Records {
+    /// Whether a long record of data begins in these bytes.
+    fn has_long(&mut self, mut bytes: &[u8]) -> bool {
+        let mut found = false;
+        while !bytes.is_empty() {
+            if self.rest > 0 {
+                let passed = self.rest.min(bytes.len());
+                self.rest -= passed;
+                bytes = bytes.get(passed..).unwrap_or_default();
+                continue;
+            }
+            let (head, tail) = bytes.split_at((RECORD_HEADER - self.header.len()).min(bytes.len()));
+            self.header.extend_from_slice(head);
+            bytes = tail;
+            if let [kind, _, _, high, low] = self.header[..] {
+                self.rest = usize::from(u16::from_be_bytes([high, low]));
+                found |= kind == DATA && self.rest >= LONG;
+                self.header.clear();
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn record(kind: u8, length: u16) -> Vec<u8> {
+        let [high, low] = length.to_be_bytes();
+        let mut record = vec![kind, 3, 3, high, low];
+        record.extend(std::iter::repeat_n(DATA, usize::from(length)));
+        record
+    }
+
+    proptest! {
+        #[test]
+        fn long_records_are_found_however_they_are_cut(
+            lengths in proptest::collection::vec((20..25u8, 0..2000u16), 0..20),
+            cuts in proptest::collection::vec(1..700usize, 1..50),
+        ) {
+            let stream: Vec<u8> = lengths.iter().flat_map(|(kind, length)| record(*kind, *length)).collect();
+            let long = lengths.iter().any(|(kind, length)| *kind == DATA && usize::from(*length) >= LONG);
+            let (mut records, mut rest, mut found) = (Records::default(), &stream[..], false);
+            for cut in cuts.iter().cycle() {
+                if rest.is_empty() {
+                    break;
+                }
+                let (piece, tail) = rest.split_at((*cut).min(rest.len()));
+                found |= records.has_long(piece);
+                rest = tail;
+            }
+            prop_assert_eq!(found, long);
+        }
+    }
+
+    #[test]
+    fn only_what_the_plugin_says_after_an_answer_opens_the_channel() {
+        let mut seen = Seen::default();
+        let (handshake, request, token) = (record(22, 300), record(DATA, 900), record(DATA, 700));
+        assert!(!seen.passed(From::Plugin, &handshake) && !seen.passed(From::Service, &record(DATA, 2000)));
+        // The end of the handshake, and a request in two records.
+        assert!(!seen.passed(From::Plugin, &[record(DATA, 53), request.clone()].concat()));
+        assert!(!seen.passed(From::Plugin, &request) && !seen.passed(From::Service, &record(DATA, 160)));
+        // A goodbye after a refusal would be as short as this.
+        assert!(!seen.passed(From::Plugin, &record(DATA, 19)));
+        assert!(seen.passed(From::Plugin, &token));
+        assert!(!seen.passed(From::Plugin, &token), "what follows opens nothing more");
     }
 }

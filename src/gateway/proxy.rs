@@ -23,16 +23,15 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 use super::local_api::{LocalApi, status};
+use super::observe::{self, Channels};
 use super::tls::Authority;
 use super::upstream::connect;
-use super::{Event, observe};
 use crate::aws::api::Api;
 use crate::config::StreamEndpoint;
 
@@ -70,7 +69,7 @@ pub enum Mode {
         /// For the plugin's own calls.
         api: Arc<dyn Api>,
         /// Opens and closes of the data channel.
-        events: mpsc::Sender<Event>,
+        channels: Arc<Channels>,
     },
 }
 
@@ -229,10 +228,10 @@ impl Proxy {
                 let connection = timeout(PATIENCE, acceptor.accept(plugin)).await??;
                 local_api.serve(connection, &granted.endpoint).await;
             }
-            (Mode::Observe { events, .. }, Some(service)) => {
-                let channel = self.is_channel(&granted.endpoint).then_some(events);
-                observe::tunnel(plugin, service, channel).await;
+            (Mode::Observe { channels, .. }, Some(service)) if self.is_channel(&granted.endpoint) => {
+                observe::channel(plugin, service, channels).await;
             }
+            (Mode::Observe { .. }, Some(service)) => observe::pass(plugin, service).await,
             (Mode::Observe { .. }, None) => (),
         }
         Ok(())

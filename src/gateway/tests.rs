@@ -601,7 +601,6 @@ async fn observe_passes_tls_on_and_watches_the_data_channel() {
     let trusted = bench.variable("SSL_CERT_DIR").split(':').next().unwrap().to_owned();
     let (stream, answer) = bench.connect(&format!("{HOST}:443"), None).await;
     assert_eq!(answer, "HTTP/1.1 200 OK");
-    assert_eq!(bench.event().await, Event::ChannelOpened);
 
     let config = tls::client_config(Some(&Path::new(&trusted).join("ca.pem"))).unwrap();
     let connector = TlsConnector::from(config);
@@ -611,12 +610,40 @@ async fn observe_passes_tls_on_and_watches_the_data_channel() {
         bench.service.tcp()
     );
     let (mut plugin, mut service) = (plugin.unwrap(), service);
-    plugin.write_all(b"through").await.unwrap();
-    let mut through = [0; 7];
-    service.read_exact(&mut through).await.unwrap();
-    assert_eq!(&through, b"through");
+    let said = [b'x'; 400];
+    let mut heard = [0; 400];
+    for opened in [false, true] {
+        plugin.write_all(&said).await.unwrap();
+        service.read_exact(&mut heard).await.unwrap();
+        assert_eq!(heard, said);
+        if opened {
+            assert_eq!(bench.event().await, Event::ChannelOpened);
+        }
+        service.write_all(b"answer").await.unwrap();
+        plugin.read_exact(&mut heard[..6]).await.unwrap();
+    }
     drop(service);
+    // The plugin keeps its own side open.
+    assert!(matches!(bench.event().await, Event::ChannelClosed { code: None, .. }));
     drop(plugin);
+}
+
+/// An upgrade that is refused was no opening, and its end is told all the same: better twice than never.
+#[tokio::test]
+async fn observe_takes_no_connection_for_a_data_channel_before_the_upgrade() {
+    let mut bench = Bench::new(GatewayMode::Observe).await;
+    let trusted = bench.variable("SSL_CERT_DIR").split(':').next().unwrap().to_owned();
+    let (stream, _) = bench.connect(&format!("{HOST}:443"), None).await;
+    let config = tls::client_config(Some(&Path::new(&trusted).join("ca.pem"))).unwrap();
+    let (plugin, service) = tokio::join!(
+        TlsConnector::from(config).connect(ServerName::try_from("localhost").unwrap(), stream),
+        bench.service.tcp()
+    );
+    let (mut plugin, mut service) = (plugin.unwrap(), service);
+    plugin.write_all(&[b'x'; 400]).await.unwrap();
+    service.read_exact(&mut [0; 400]).await.unwrap();
+    service.write_all(b"HTTP/1.1 403 Forbidden\r\n\r\n").await.unwrap();
+    service.shutdown().await.unwrap();
     assert!(matches!(bench.event().await, Event::ChannelClosed { code: None, .. }));
 }
 
