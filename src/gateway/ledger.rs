@@ -102,6 +102,11 @@ impl Ledger {
         self.closed.notify_waiters();
     }
 
+    /// Whether the frames of this session are followed.
+    pub fn is_kept(&self) -> bool {
+        !self.lock().off
+    }
+
     /// Waits until the stream is not open any more.
     pub async fn until_closed(&self, stream: u32) {
         loop {

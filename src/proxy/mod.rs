@@ -39,6 +39,7 @@ pub use self::stats::{Counts, Stats};
 
 use self::hold::{Outage, Refusal};
 use self::pump::End;
+use self::route::Link;
 use self::stats::Place;
 use crate::config;
 use crate::telemetry::thin::Thin;
@@ -168,7 +169,7 @@ impl Proxy {
     /// One client, from its acceptance to its end.
     async fn carry(self: Arc<Self>, client: Client, _place: Place) {
         let mut carried = Vec::new();
-        let end = loop {
+        let (end, link) = loop {
             let link = match hold::connect(&self, &client, !carried.is_empty()).await {
                 Ok(link) => link,
                 Err(Refusal::TooMany) => {
@@ -178,9 +179,11 @@ impl Proxy {
             };
             match pump::run(&client, &link, &mut carried, &self.settings, &self.stats, &self.deadline).await {
                 End::Moved => self.stats.count(|counts| counts.moved += 1),
-                end => break end,
+                end => break (end, link),
             }
         };
+        // It counts as open until it is known whether it was cut with its session.
+        let link = (end == End::PluginClosed).then_some(link);
         match end {
             End::ClientGone | End::Moved => {}
             End::Stopped => self.stats.count(|counts| counts.cut += 1),
@@ -188,11 +191,30 @@ impl Proxy {
                 if end == End::Cut {
                     self.stats.count(|counts| counts.cut += 1);
                 }
-                tokio::select! {
-                    () = self.deadline.cancelled() => {}
-                    () = client.finish() => {}
-                }
+                self.finish(&client).await;
             }
+            End::PluginClosed => {
+                // The client need not wait for the news.
+                tokio::join!(self.finish(&client), self.await_news(link));
+            }
+        }
+    }
+
+    async fn finish(&self, client: &Client) {
+        tokio::select! {
+            () = self.deadline.cancelled() => {}
+            () = client.finish() => {}
+        }
+    }
+
+    /// Counts the connection as cut if its session is over within a moment.
+    async fn await_news(&self, link: Option<Link>) {
+        let Some(link) = link else { return };
+        tokio::select! {
+            biased;
+            () = link.route().ended.cancelled() => self.stats.count(|counts| counts.cut += 1),
+            () = self.deadline.cancelled() => {}
+            () = tokio::time::sleep(pump::NEWS) => {}
         }
     }
 

@@ -33,7 +33,7 @@ use crate::gateway::ledger::Ledger;
 const CHUNK: usize = 16 * 1024;
 
 /// The plugin's connections break before the driver knows that the plugin has died: how long to wait for the news.
-const NEWS: Duration = Duration::from_millis(250);
+pub(super) const NEWS: Duration = Duration::from_millis(250);
 
 /// How long a client may take for what was received before its session ended.
 const DELIVERY: Duration = Duration::from_secs(2);
@@ -43,6 +43,8 @@ const DELIVERY: Duration = Duration::from_secs(2);
 pub(super) enum End {
     /// The destination closed it, or said no more to a client that had shut down its sending side.
     Finished,
+    /// The plugin has closed it, and nobody can say yet whether that is the destination's doing or the plugin's death.
+    PluginClosed,
     /// The client reset it.
     ClientGone,
     /// Its session is over, and it has carried nothing yet: it may go on with another session.
@@ -98,6 +100,9 @@ pub(super) async fn run(
     }
     // Either the destination has closed the connection, or the plugin has died. If it lives, it ends the stream on the
     // data channel too, a moment after the connection.
+    if flow.touched && !route.ledger.is_kept() {
+        return End::PluginClosed;
+    }
     if flow.touched {
         return tokio::select! {
             biased;
