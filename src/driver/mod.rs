@@ -126,6 +126,7 @@ impl Driver {
     /// Keeps the tunnel up; returns when it was told to stop and nothing of it is left.
     pub async fn run(mut self) {
         self.terminate_leftovers();
+        self.tell_mode();
         self.handle(Event::Tick);
         while self.snapshot.borrow().status.state != State::Stopped {
             let deadline = self.core.next_deadline().map(|at| self.began + at);
@@ -145,7 +146,11 @@ impl Driver {
             Command::Configure(config) => {
                 let renew = !same_sessions(&self.config, &config);
                 let settings = settings(&config);
+                let other_mode = self.config.gateway != config.gateway;
                 self.config = Arc::new(*config);
+                if other_mode {
+                    self.tell_mode();
+                }
                 Event::Configure { settings, renew }
             }
             Command::Stop(grace) => Event::Stop { grace },
@@ -156,6 +161,17 @@ impl Driver {
                 return None;
             }
         })
+    }
+
+    /// Says once what cannot be had where TLS is not ended here.
+    fn tell_mode(&self) {
+        if self.config.gateway == GatewayMode::Observe {
+            info!(
+                tunnel = self.config.name,
+                event = "line_feeds_not_restored",
+                "gateway = \"observe\": line feeds that the plugin changes into carriage returns are not restored"
+            );
+        }
     }
 
     /// What a message means to the core, if anything.
