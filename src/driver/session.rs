@@ -129,6 +129,10 @@ impl Session {
                 };
                 Some(SessionEvent::ChannelClosed { reason })
             }
+            gateway::Event::ResumeFailed(failure) if self.route.is_none() => {
+                debug!(tunnel, session, reason = failure.text, "the data channel is not open yet");
+                Some(SessionEvent::NotOpened(failure))
+            }
             gateway::Event::ResumeFailed(failure) => {
                 // Once for each cause; the attempts go on.
                 if self.resume_failure.replace(failure.class) != Some(failure.class) {

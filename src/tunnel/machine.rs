@@ -214,6 +214,17 @@ impl Tunnel {
                     self.ready(generation, actions);
                 }
             }
+            SessionEvent::NotOpened(failure) => {
+                if matches!(session.phase, Phase::Opening { .. }) {
+                    match failure.class {
+                        Class::NeedsChange | Class::Access => {
+                            self.fail(generation, failure, random, actions);
+                        }
+                        // It may pass before the deadline has.
+                        _ => session.obstacle = Some(failure),
+                    }
+                }
+            }
             SessionEvent::ChannelClosed { reason } => {
                 if session.down_since.is_none() && session.phase != Phase::Ending {
                     session.down_since = Some(now);
@@ -239,6 +250,7 @@ impl Tunnel {
         let now = self.now;
         let Some(session) = self.session_mut(generation) else { return };
         session.phase = Phase::Ready;
+        session.obstacle = None;
         session.ready_at = Some(now);
         let slot = session.slot;
         actions.push(Action::Report(Report::Ready(generation, now - session.began)));
@@ -266,7 +278,8 @@ impl Tunnel {
         match session.phase {
             Phase::Ending => {}
             Phase::Starting | Phase::Opening { .. } => {
-                self.fail(generation, Failure::new(Class::Network, reason), random, actions);
+                let failure = session.failure(reason);
+                self.fail(generation, failure, random, actions);
             }
             Phase::Ready if session.ready_at.is_some_and(|at| now < at + BARELY) => {
                 self.fail(generation, Failure::new(Class::Network, reason), random, actions);
@@ -475,8 +488,9 @@ impl Tunnel {
         match session.phase {
             Phase::Opening { deadline } if deadline <= now => {
                 actions.push(Action::KillPlugin(generation));
-                let text = format!("the plugin's port was not open after {} s", OPENING.as_secs());
-                self.fail(generation, Failure::new(Class::Network, text), random, actions);
+                let failure =
+                    session.failure(&format!("the plugin's port was not open after {} s", OPENING.as_secs()));
+                self.fail(generation, failure, random, actions);
             }
             Phase::Ready | Phase::Retired { .. } if down_too_long => {
                 actions.push(Action::KillPlugin(generation));

@@ -119,6 +119,8 @@ pub enum SessionEvent {
         /// What was seen.
         reason: String,
     },
+    /// The data channel could not be opened; the gateway goes on trying.
+    NotOpened(Failure),
     /// The data channel is down; the gateway resumes it.
     ChannelClosed {
         /// Close code and reason, or the error.

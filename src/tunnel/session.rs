@@ -1,5 +1,6 @@
 //! One session of a tunnel, from StartSession to its end.
 
+use super::failure::{Class, Failure};
 use super::{Generation, Reason, Time};
 
 /// Where a session stands. `Ended` is terminal and is not stored: the session is forgotten.
@@ -55,6 +56,8 @@ pub(super) struct Session {
     /// A plugin was launched and has not exited.
     pub plugin: bool,
     pub at_service: AtService,
+    /// While it opens: why its data channel could not be opened last.
+    pub obstacle: Option<Failure>,
     /// Connections open on it.
     pub open: usize,
     /// It has to be replaced although it works.
@@ -74,6 +77,7 @@ impl Session {
             down_since: None,
             plugin: false,
             at_service: AtService::Unknown,
+            obstacle: None,
             open: 0,
             expired: None,
             refused: (0, now),
@@ -83,6 +87,14 @@ impl Session {
     /// Whether it takes new connections.
     pub(super) fn routable(&self) -> bool {
         self.phase == Phase::Ready && self.down_since.is_none()
+    }
+
+    /// Why it could not be had, where all that was seen of it here is `reason`.
+    pub(super) fn failure(&self, reason: &str) -> Failure {
+        match &self.obstacle {
+            Some(obstacle) => Failure::new(obstacle.class, format!("{reason}; {}", obstacle.text)),
+            None => Failure::new(Class::Network, reason),
+        }
     }
 
     /// Whether nothing of it is left, here or at the service.

@@ -204,6 +204,8 @@ impl World {
                 if !real.doomed {
                     push(SessionEvent::Opened);
                 }
+                push(SessionEvent::NotOpened(Failure::new(Class::Network, "500")));
+                push(SessionEvent::NotOpened(Failure::new(Class::Access, "403")));
                 push(SessionEvent::ChannelClosed { reason: "1000 Bye".into() });
                 push(SessionEvent::ChannelResumed { attempts: 1 });
                 push(SessionEvent::DestinationFailed);
@@ -543,6 +545,29 @@ fn a_plugin_that_never_opens_its_port_is_killed() {
     assert!(actions.contains(&Action::KillPlugin(Generation(1))));
     assert!(!actions.contains(&Action::StopPlugin(Generation(1))));
     assert!(matches!(world.tunnel.status().failure, Some(failure) if failure.text.contains("20 s")));
+}
+
+#[test]
+fn a_data_channel_that_cannot_be_opened_says_why() {
+    let mut world = World::new(settings());
+    world.about(1, SessionEvent::Started);
+    world.about(1, SessionEvent::NotOpened(Failure::new(Class::Network, "500 from the service")));
+    assert!(world.real[&1].plugin, "it may pass");
+    let actions = world.advance_to_deadline();
+    assert!(actions.contains(&Action::KillPlugin(Generation(1))));
+    let text = world.tunnel.status().failure.unwrap();
+    assert!(text.contains("20 s") && text.contains("500 from the service"), "{text}");
+
+    let mut world = World::new(settings());
+    world.about(1, SessionEvent::Started);
+    let actions = world.about(1, SessionEvent::NotOpened(Failure::new(Class::Access, "403 not allowed")));
+    assert!(
+        actions.contains(&Action::StopPlugin(Generation(1)))
+            && actions.contains(&Action::Terminate(Generation(1)))
+    );
+    let status = world.tunnel.status();
+    assert_eq!(status.failure.as_deref(), Some("403 not allowed"));
+    assert!(status.next_attempt.unwrap() >= 7 * SECOND, "the clock of its class");
 }
 
 #[test]
