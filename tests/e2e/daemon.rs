@@ -228,6 +228,18 @@ impl Daemon {
     }
 }
 
+/// A test that fails leaves nothing behind either: the plugins would outlive a daemon that is killed.
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let Some(id) = self.child.id() else { return };
+        let plugins = children(Pid::from_raw(id.cast_signed()));
+        let _ = self.child.start_kill();
+        for plugin in plugins {
+            let _ = kill(plugin, Signal::SIGKILL);
+        }
+    }
+}
+
 /// The daemon's secret key, to be searched for.
 pub const SECRET_KEY: &str = "s3cr3t-k3y-of-the-test-never-to-be-seen";
 

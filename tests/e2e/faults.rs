@@ -15,19 +15,24 @@ use crate::daemon::{Daemon, Line, until};
 /// The default, which the rows below go by.
 const HOLD: Duration = Duration::from_secs(30);
 /// 20 clients a second for as long as the longest wait must find a place.
-const KEYS: &str = "max_held = 2000\nmax_connections = 4000\n";
+pub const KEYS: &str = "max_held = 2000\nmax_connections = 4000\n";
 
 /// What came of one row.
-struct Outcome {
-    seen: Seen,
-    service: Status,
-    log: Vec<std::sync::Arc<Line>>,
+pub struct Outcome {
+    pub seen: Seen,
+    pub service: Status,
+    pub log: Vec<std::sync::Arc<Line>>,
 }
 
 /// Runs `fault` against a tunnel under load, waits until clients are served again as before, and stops everything.
 async fn under_load(row: &str, fault: impl AsyncFnOnce(&Lab, &Daemon)) -> Outcome {
     let lab = Lab::start(Options::default()).await.unwrap();
     let daemon = Daemon::echo(&lab, KEYS).await;
+    loaded(row, lab, daemon, fault).await
+}
+
+/// The same with a daemon that is configured in another way, and up.
+pub async fn loaded(row: &str, lab: Lab, daemon: Daemon, fault: impl AsyncFnOnce(&Lab, &Daemon)) -> Outcome {
     let load = Load::start(daemon.address, 20);
     until("load", || {
         (load.seen().attempts.len() >= 20 && load.seen().long_lived.messages >= 5).then_some(())
@@ -62,31 +67,31 @@ async fn under_load(row: &str, fault: impl AsyncFnOnce(&Lab, &Daemon)) -> Outcom
 
 impl Outcome {
     /// Failed connections, but for those that were cut together with their session.
-    fn failures(&self) -> Vec<&Attempt> {
+    pub fn failures(&self) -> Vec<&Attempt> {
         let ended = self.log.iter().filter(|line| matches!(line.field("event"), "lost" | "ended"));
         let ends: Vec<_> = ended.map(|line| SessionEnd { at: line.at, cut: line.number("cut") }).collect();
         self.seen.failed(&ends)
     }
 
-    fn none_failed(&self) -> &Self {
+    pub fn none_failed(&self) -> &Self {
         assert!(self.failures().is_empty(), "{:?}\n{}", self.failures(), self.story());
         self
     }
 
     /// Nobody was turned away who had not been held for the whole of `hold`.
-    fn only_those_that_waited_failed(&self) -> &Self {
+    pub fn only_those_that_waited_failed(&self) -> &Self {
         let early = |attempt: &&&Attempt| attempt.took < HOLD - Duration::from_millis(100);
         let early: Vec<_> = self.failures().iter().filter(early).map(|a| format!("{a:?}")).collect();
         assert!(early.is_empty(), "{early:?}\n{}", self.story());
         self
     }
 
-    fn long_lived_survives(&self) -> &Self {
+    pub fn long_lived_survives(&self) -> &Self {
         assert_eq!(self.seen.long_lived.cuts.len(), 0, "{:?}\n{}", self.seen.long_lived.cuts, self.story());
         self
     }
 
-    fn long_lived_is_cut(&self, times: usize) -> &Self {
+    pub fn long_lived_is_cut(&self, times: usize) -> &Self {
         assert_eq!(
             self.seen.long_lived.cuts.len(),
             times,
@@ -97,13 +102,13 @@ impl Outcome {
         self
     }
 
-    fn starts(&self, most: u64) -> &Self {
+    pub fn starts(&self, most: u64) -> &Self {
         assert!(self.service.start.processed <= most, "{:?}\n{}", self.service.start, self.story());
         self
     }
 
     /// The log as an operator reads it.
-    fn story(&self) -> String {
+    pub fn story(&self) -> String {
         let told = self
             .log
             .iter()

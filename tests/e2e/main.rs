@@ -9,6 +9,10 @@
 )]
 
 mod bytes;
+mod clients;
 mod daemon;
 mod faults;
 mod life;
+mod misuse;
+mod observe;
+mod plugin;
