@@ -125,7 +125,6 @@ impl Driver {
 
     /// Keeps the tunnel up; returns when it was told to stop and nothing of it is left.
     pub async fn run(mut self) {
-        self.terminate_leftovers();
         self.tell_mode();
         self.handle(Event::Tick);
         while self.snapshot.borrow().status.state != State::Stopped {
@@ -319,7 +318,8 @@ impl Driver {
         }
     }
 
-    /// Terminates the sessions that an earlier process has left at the service.
+    /// Terminates the sessions that an earlier process has left at the service. Not to be called for a tunnel that this
+    /// process has run before: it may still be draining, under the same name and with the same record.
     fn terminate_leftovers(&self) {
         let leftovers = match self.record.sessions() {
             Ok(leftovers) => leftovers,

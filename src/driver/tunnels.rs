@@ -1,10 +1,11 @@
 //! The tunnels of one process: started, reloaded and stopped together.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::sync::{mpsc, watch};
@@ -18,6 +19,11 @@ use super::{Command, Driver, Shared};
 use crate::config::{self, Listen};
 use crate::proxy::{self, BindError, Door, Listener, Proxy};
 use crate::systemd::fdstore::{self, Kept};
+
+/// For the open connections of a tunnel that was draining when the daemon is told to stop.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+/// For what was received before a connection was cut.
+const LAST_BYTES: Duration = Duration::from_millis(500);
 
 /// A tunnel whose addresses are bound.
 pub struct Bound {
@@ -111,8 +117,12 @@ fn open(listen: &Listen, errors: &mut Vec<BindError>) -> Option<Address> {
 pub struct Tunnels {
     shared: Shared,
     running: BTreeMap<String, Running>,
-    /// Tunnels that are no longer in the configuration and end by themselves.
+    /// Tunnels that are no longer in the configuration and end by themselves; then those that are being stopped.
     leaving: JoinSet<()>,
+    /// Where those that leave take commands.
+    leaving_commands: Vec<mpsc::Sender<Command>>,
+    /// Every tunnel that this process has run.
+    known: HashSet<String>,
     views: watch::Sender<Vec<View>>,
 }
 
@@ -132,8 +142,14 @@ impl Tunnels {
     /// # Errors
     /// A tunnel's folder in the runtime directory cannot be made.
     pub fn start(shared: Shared, bound: Vec<Bound>) -> io::Result<Self> {
-        let (running, leaving) = (BTreeMap::new(), JoinSet::new());
-        let mut tunnels = Self { shared, running, leaving, views: watch::Sender::default() };
+        let mut tunnels = Self {
+            shared,
+            running: BTreeMap::new(),
+            leaving: JoinSet::new(),
+            leaving_commands: Vec::new(),
+            known: HashSet::new(),
+            views: watch::Sender::default(),
+        };
         for tunnel in bound {
             tunnels.add(tunnel)?;
         }
@@ -157,15 +173,19 @@ impl Tunnels {
         let proxy = Proxy::new(config.name.as_str(), handle.routes, settings);
         let doors = addresses.into_iter().map(|address| serve(&config.name, &proxy, address)).collect();
         let (commands, snapshot) = (handle.commands, handle.snapshot);
-        let driver = tokio::spawn(driver.run());
         let name = config.name.clone();
+        if self.known.insert(name.clone()) {
+            driver.terminate_leftovers();
+        }
+        let driver = tokio::spawn(driver.run());
         let running = Running { config, proxy, proxy_settings, doors, commands, snapshot, driver };
         self.running.insert(name, running);
         Ok(())
     }
 
     /// Makes the running tunnels those of a new configuration. New addresses are bound before anything is changed; if
-    /// one cannot be, nothing is changed. Tunnels that are the same are not touched.
+    /// one cannot be, nothing is changed. Tunnels that are the same are not touched. An address that goes from one tunnel
+    /// to another (most often because the tunnel has a new name) is handed over and refuses nobody.
     ///
     /// # Errors
     /// One for each address that cannot be bound.
@@ -178,12 +198,24 @@ impl Tunnels {
                 continue;
             }
             let is_new = |address: &&Listen| now.is_none_or(|running| !running.doors.contains_key(address));
-            let new = config.listen.iter().filter(is_new);
-            let addresses = new.filter_map(|listen| open(listen, &mut errors)).collect();
-            changes.push(Bound { config: config.clone(), addresses });
+            let (mut addresses, mut handed_over) = (Vec::new(), Vec::new());
+            for listen in config.listen.iter().filter(is_new) {
+                match self.gives_up(listen, &wanted) {
+                    Some(holder) => handed_over.push((listen.clone(), holder)),
+                    None => addresses.extend(open(listen, &mut errors)),
+                }
+            }
+            changes.push((Bound { config: config.clone(), addresses }, handed_over));
         }
         if !errors.is_empty() {
             return Err(errors);
+        }
+        let mut bound = Vec::new();
+        for (mut change, handed_over) in changes {
+            for (listen, holder) in handed_over {
+                change.addresses.extend(self.take_over(listen, &holder).await);
+            }
+            bound.push(change);
         }
         let gone = |name: &&String| !wanted.iter().any(|config| config.name == **name);
         let gone: Vec<_> = self.running.keys().filter(gone).cloned().collect();
@@ -191,7 +223,7 @@ impl Tunnels {
             info!(tunnel = name, event = "removed", "no longer in the configuration: draining");
             self.remove(&name).await;
         }
-        for change in changes {
+        for change in bound {
             let name = change.config.name.clone();
             if self.running.contains_key(&name) {
                 info!(tunnel = name, event = "changed", "its configuration has changed");
@@ -202,6 +234,21 @@ impl Tunnels {
         }
         self.publish();
         Ok(())
+    }
+
+    /// The running tunnel that listens there and, going by the new configuration, will not.
+    fn gives_up(&self, listen: &Listen, wanted: &[config::Tunnel]) -> Option<String> {
+        let (name, _) = self.running.iter().find(|(_, running)| running.doors.contains_key(listen))?;
+        let keeps = wanted.iter().any(|config| config.name == *name && config.listen.contains(listen));
+        (!keeps).then(|| name.clone())
+    }
+
+    async fn take_over(&mut self, listen: Listen, holder: &str) -> Option<Address> {
+        let door = self.running.get_mut(holder)?.doors.remove(&listen)?;
+        let listener = door.hand_over().await?;
+        // It is stored again under the other tunnel's name.
+        fdstore::remove(&fdstore::name(holder, &listen));
+        Some(Address { listen, listener, adopted: false })
     }
 
     async fn change(&mut self, bound: Bound) {
@@ -231,16 +278,25 @@ impl Tunnels {
             close(name, &address, door).await;
         }
         let drain = running.config.drain;
-        self.leaving.spawn(running.stop(drain));
+        self.leave(running, drain);
+    }
+
+    fn leave(&mut self, running: Running, grace: Duration) {
+        self.leaving_commands.retain(|commands| !commands.is_closed());
+        self.leaving_commands.push(running.commands.clone());
+        self.leaving.spawn(running.stop(grace));
     }
 
     /// Stops every tunnel; returns when nothing is left of any, or at once when `now` is ready.
     pub async fn stop(mut self, now: impl Future<Output = ()>) {
         self.views.send_replace(Vec::new());
-        let everyone: Vec<_> = self.running.values().map(|running| running.commands.clone()).collect();
+        // Those that leave already have less time from now on.
+        for commands in &self.leaving_commands {
+            let _ = commands.send(Command::Stop(STOP_GRACE)).await;
+        }
         for (_, running) in std::mem::take(&mut self.running) {
             let grace = running.config.stop_grace;
-            self.leaving.spawn(running.stop(grace));
+            self.leave(running, grace);
         }
         let mut at_once = std::pin::pin!(now);
         let mut asked = false;
@@ -249,7 +305,7 @@ impl Tunnels {
                 ended = self.leaving.join_next() => if ended.is_none() { return },
                 () = &mut at_once, if !asked => {
                     asked = true;
-                    for commands in &everyone {
+                    for commands in &self.leaving_commands {
                         let _ = commands.send(Command::StopNow).await;
                     }
                 }
@@ -289,10 +345,18 @@ impl Running {
         }
     }
 
-    async fn stop(self, grace: std::time::Duration) {
+    /// Ends it: no new clients, and `grace` for the open ones, or less if the driver is told so meanwhile.
+    async fn stop(self, grace: Duration) {
         let _ = self.commands.send(Command::Stop(grace)).await;
-        // The driver cuts what is still open when the grace is over; the proxy need not be told when.
-        let (_, ended) = tokio::join!(self.proxy.stop(Instant::now() + grace), self.driver);
+        let mut driver = self.driver;
+        let ended = tokio::select! {
+            // Connections end before the driver does, which cuts them.
+            _ = self.proxy.stop(Instant::now() + grace) => driver.await,
+            ended = &mut driver => {
+                self.proxy.stop(Instant::now() + LAST_BYTES).await;
+                ended
+            }
+        };
         if let Err(error) = ended {
             error!(tunnel = self.config.name, %error, "its driver ended badly");
         }

@@ -113,9 +113,9 @@ impl Proxy {
     /// Accepts clients from `listener`, in a task of its own, until the [`Door`] is closed or the proxy stops.
     pub fn serve(self: &Arc<Self>, listener: Listener) -> Door {
         let stop = self.stopping.child_token();
-        let for_good = CancellationToken::new();
+        let (for_good, handed_over) = (CancellationToken::new(), CancellationToken::new());
         let proxy = Arc::clone(self);
-        let (until, close) = (stop.clone(), for_good.clone());
+        let (until, close, hand_over) = (stop.clone(), for_good.clone(), handed_over.clone());
         let closed = self.tasks.spawn(async move {
             let admit = |client| proxy.admit(client);
             let address = listener.address().to_owned();
@@ -134,11 +134,15 @@ impl Proxy {
                 }
             };
             listener.accept_until(until, admit, failed).await;
+            if hand_over.is_cancelled() {
+                return Some(listener);
+            }
             if close.is_cancelled() {
                 listener.close();
             }
+            None
         });
-        Door { stop, for_good, closed }
+        Door { stop, for_good, handed_over, closed }
     }
 
     /// Stops: the addresses are left (closed, unless somebody keeps them for the next process) and held clients dropped
@@ -236,7 +240,9 @@ pub struct Door {
     stop: CancellationToken,
     /// The address is given up, not only left to the next process.
     for_good: CancellationToken,
-    closed: JoinHandle<()>,
+    /// The address goes to another proxy.
+    handed_over: CancellationToken,
+    closed: JoinHandle<Option<Listener>>,
 }
 
 impl Door {
@@ -246,6 +252,14 @@ impl Door {
         self.stop.cancel();
         // An error would be the task's panic or the runtime's end; the address is closed either way.
         let _ = self.closed.await;
+    }
+
+    /// Takes the address out, so that another proxy can serve it: clients that connect in between wait in the kernel.
+    /// `None` if it has been closed.
+    pub async fn hand_over(self) -> Option<Listener> {
+        self.handed_over.cancel();
+        self.stop.cancel();
+        self.closed.await.ok().flatten()
     }
 }
 

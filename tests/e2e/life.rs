@@ -250,6 +250,58 @@ async fn a_reload_touches_only_what_has_changed() {
     daemon.stop(&lab).await;
 }
 
+/// Most often that is a tunnel with a new name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_goes_from_one_tunnel_to_another_without_refusing_anybody() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let address = own_address();
+    let one = |name| tunnel(&lab, name, address, lab.echo_addr(), "");
+    let daemon = Daemon::start(address, &one("old-name"));
+    daemon.event("ready").await;
+    let load = Load::start(address, 50);
+    for (reloads, name) in ["new-name", "old-name", "new-name"].into_iter().enumerate() {
+        std::fs::write(daemon.folder.path().join("config.toml"), one(name)).unwrap();
+        daemon.signal(Signal::SIGHUP);
+        daemon.event_times("ready", reloads + 2).await;
+        let served = load.seen().attempts.len();
+        until("served by the new one", || (load.seen().attempts.len() > served + 20).then_some(())).await;
+    }
+    let seen = load.finish().await;
+    assert_eq!(seen.failures().count(), 0, "{:?}\n{}", seen.failures().collect::<Vec<_>>(), daemon.tail());
+    assert!(seen.long_lived.cuts.is_empty(), "the first one's session drains: {:?}", seen.long_lived.cuts);
+    daemon.stop(&lab).await;
+}
+
+/// It would have ten minutes; the daemon has fifteen seconds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_that_drains_does_not_hold_up_a_stop() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let (a, b) = (own_address(), own_address());
+    let one = |name, address| tunnel(&lab, name, address, lab.echo_addr(), "");
+    let daemon = Daemon::start(a, &format!("{}{}", one("stays", a), one("leaves", b)));
+    daemon.event_times("ready", 2).await;
+    let mut open = TcpStream::connect(b).await.unwrap();
+    echoes(&mut open).await.unwrap();
+    std::fs::write(daemon.folder.path().join("config.toml"), one("stays", a)).unwrap();
+    daemon.signal(Signal::SIGHUP);
+    daemon.event("reloaded").await;
+    echoes(&mut open).await.expect("it drains");
+    daemon.stop(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_system_that_refuses_has_an_exit_code_of_its_own() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let address = own_address();
+    let folder = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    // Where the runtime directory is to be there is a file.
+    std::fs::write(folder.path().join("run"), "").unwrap();
+    let config = tunnel(&lab, "echo", address, lab.echo_addr(), "");
+    let mut daemon = Daemon::start_in(folder, address, &config);
+    assert_eq!(daemon.exit().await.code(), Some(71));
+    daemon.event("os_fault").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_document_that_forwards_no_port_is_said_to_be_wrong() {
     let lab = Lab::start(Options::default()).await.unwrap();
