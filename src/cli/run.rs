@@ -15,6 +15,7 @@ use super::{EXIT_CONFIG, EXIT_OS, EXIT_UNAVAILABLE, RunArgs};
 use crate::aws::sdk::Clients;
 use crate::config::{self, Tunnel};
 use crate::driver::Shared;
+use crate::driver::folder::Folder;
 use crate::driver::service::Service;
 use crate::driver::tunnels::{Tunnels, bind};
 use crate::gateway::Authority;
@@ -138,18 +139,16 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Shared> {
 
     let runtime_dir = directory(args.runtime_dir.as_deref(), "RUNTIME_DIRECTORY", "/run", "XDG_RUNTIME_DIR")?;
     make(&runtime_dir)?;
-    // A folder of its own: several processes may share the runtime directory.
-    let certificates = tempfile::Builder::new()
-        .prefix("ca")
-        .tempdir_in(&runtime_dir)
-        .context("a folder for the certificate")?;
+    // Of its own: several processes may share the runtime directory.
+    let folder = Folder::make(&runtime_dir).context("a folder in the runtime directory")?;
     let authority = Authority::new().context("making the gateway's certificate authority")?;
-    authority.write_certificate(certificates.path()).context("writing the gateway's certificate")?;
+    make(&folder.certificates())?;
+    authority.write_certificate(&folder.certificates()).context("writing the gateway's certificate")?;
     Ok(Shared {
         clients: Arc::new(Clients::new()),
         versions: Arc::new(Versions::new()),
         authority: Arc::new(authority),
-        certificates: Arc::new(certificates),
+        folder: Arc::new(folder),
         runtime_dir,
     })
 }

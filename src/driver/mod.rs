@@ -1,6 +1,7 @@
 //! A task per tunnel: events in, actions out. It decides nothing; what it waits for, it waits for in tasks of their
 //! own, so that a request to stop is never queued behind slow work.
 
+pub mod folder;
 mod line;
 mod record;
 mod report;
@@ -17,7 +18,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use rand::RngExt;
-use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
@@ -32,6 +32,7 @@ use crate::proxy::Route;
 use crate::tunnel::failure::Failure;
 use crate::tunnel::status::State;
 use crate::tunnel::{Action, Event, Generation, Report, SessionEvent, Settings, Tunnel};
+use folder::Folder;
 use record::Record;
 use session::{Begun, Message, Session};
 use snapshot::Snapshot;
@@ -49,8 +50,8 @@ pub struct Shared {
     pub versions: Arc<Versions>,
     /// Signs the certificates that the plugins see.
     pub authority: Arc<Authority>,
-    /// Where the authority's certificate lies for the plugins; removed with the last user of it.
-    pub certificates: Arc<TempDir>,
+    /// The process's own, with the authority's certificate and the plugins' folders; removed with the last user of it.
+    pub folder: Arc<Folder>,
     /// Below it each tunnel has a folder.
     pub runtime_dir: PathBuf,
 }

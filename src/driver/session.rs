@@ -85,7 +85,7 @@ impl Session {
             ledger: self.ledger.clone(),
         };
         let events = forward(sender.clone(), move |event| Message::Gateway(generation, event));
-        let gateway = Gateway::open(spec, shared.authority.clone(), shared.certificates.path(), events)
+        let gateway = Gateway::open(spec, shared.authority.clone(), &shared.folder.certificates(), events)
             .map_err(|error| {
                 Failure::new(Class::Network, format!("the gateway could not be opened: {error}"))
             })?;
@@ -96,7 +96,7 @@ impl Session {
             region: begun.api.region().to_owned(),
             request: begun.request.clone(),
             access: gateway.access().clone(),
-            runtime_dir: shared.runtime_dir.clone(),
+            runtime_dir: shared.folder.path().to_owned(),
         };
         self.plugin = Some(process::launch(launch, events)?);
         self.gateway = Some(gateway);

@@ -227,6 +227,16 @@ pub static ENTRIES: &[Entry] = &[
                The lines before this one say what the tunnel waits for.",
     },
     Entry {
+        event: "line_feeds_not_restored",
+        id: "b0c41f5e9d374c0f8a52e6d17f0b3c94",
+        subject: "Line feeds are not restored",
+        text: "Tunnel @AUTOSSM_TUNNEL@ has `gateway = \"observe\"`. The plugin changes some line feeds\n\
+               into carriage returns; autossm can undo that only where it may read the data channel.\n\n\
+               Use `gateway = \"hold\"`, unless TLS must not be ended on this host. Protocols that are\n\
+               not sensitive to it, such as HTTP, are not harmed; TLS and databases may see a broken\n\
+               connection now and then.",
+    },
+    Entry {
         event: "held_released",
         id: "67d83eefbeee420a931bab517fb83951",
         subject: "Clients that waited were served",

@@ -102,15 +102,26 @@ impl Daemon {
 
     /// Starts a daemon in a folder that another one may have left.
     pub fn start_in(folder: Arc<tempfile::TempDir>, address: SocketAddr, config: &str) -> Self {
+        let mut program = Command::new(PROGRAM);
+        program.env_clear();
+        Self::start_by(program, folder, address, config)
+    }
+
+    /// Starts a daemon by a command that its own arguments are added to.
+    pub fn start_by(
+        mut command: Command,
+        folder: Arc<tempfile::TempDir>,
+        address: SocketAddr,
+        config: &str,
+    ) -> Self {
         std::fs::write(folder.path().join("config.toml"), config).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_autossm"))
+        let mut child = command
             .arg("run")
             .arg("--config")
             .arg(folder.path().join("config.toml"))
             .arg("--runtime-dir")
             .arg(folder.path().join("run"))
             .args(["--log-format", "json", "--log-level", "trace"])
-            .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("AWS_ACCESS_KEY_ID", "AKIDTESTTESTTESTTEST")
             .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
@@ -239,6 +250,9 @@ impl Drop for Daemon {
         }
     }
 }
+
+/// The daemon.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_autossm");
 
 /// The daemon's secret key, to be searched for.
 pub const SECRET_KEY: &str = "s3cr3t-k3y-of-the-test-never-to-be-seen";

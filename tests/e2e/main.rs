@@ -16,3 +16,4 @@ mod life;
 mod misuse;
 mod observe;
 mod plugin;
+mod systemd;
