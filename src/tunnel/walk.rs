@@ -555,7 +555,8 @@ fn a_data_channel_that_cannot_be_opened_says_why() {
     assert!(world.real[&1].plugin, "it may pass");
     let actions = world.advance_to_deadline();
     assert!(actions.contains(&Action::KillPlugin(Generation(1))));
-    let text = world.tunnel.status().failure.unwrap().text;
+    let Failure { class, text } = world.tunnel.status().failure.unwrap();
+    assert_eq!(class, Class::Network);
     assert!(text.contains("20 s") && text.contains("500 from the service"), "{text}");
 
     let mut world = World::new(settings());
@@ -566,7 +567,7 @@ fn a_data_channel_that_cannot_be_opened_says_why() {
             && actions.contains(&Action::Terminate(Generation(1)))
     );
     let status = world.tunnel.status();
-    assert_eq!(status.failure.unwrap().text, "403 not allowed");
+    assert_eq!(status.failure, Some(Failure::new(Class::Access, "403 not allowed")));
     assert!(status.next_attempt.unwrap() >= 7 * SECOND, "the clock of its class");
 }
 
