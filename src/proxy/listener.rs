@@ -326,10 +326,17 @@ mod tests {
         Listen::Tcp(([127, 0, 0, 1], 0).into())
     }
 
+    /// An address that is bound again after it was given up. Nobody else is here; a port that the kernel has chosen may be
+    /// somebody's by then.
+    fn own_address(last: u8) -> SocketAddr {
+        let [.., high, low] = std::process::id().to_be_bytes();
+        ([127, 64 | high, low, last], 15432).into()
+    }
+
     #[tokio::test]
     async fn a_port_in_use_names_its_holder() {
-        let first = Listener::bind(&any_port()).unwrap();
-        let address = first.local_addr().unwrap();
+        let address = own_address(255);
+        let first = Listener::bind(&Listen::Tcp(address)).unwrap();
         let error = Listener::bind(&Listen::Tcp(address)).unwrap_err();
         let me = procfs::process::Process::myself().unwrap();
         let name = me.stat().unwrap().comm;
@@ -442,9 +449,9 @@ mod tests {
     async fn closing_refuses_clients_although_somebody_else_holds_the_socket() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("db.sock");
-        let mut tcp = Listener::bind(&any_port()).unwrap();
+        let address = own_address(254);
+        let mut tcp = Listener::bind(&Listen::Tcp(address)).unwrap();
         let mut unix = Listener::bind(&Listen::Unix(path.clone())).unwrap();
-        let address = tcp.local_addr().unwrap();
         let _store = (kept(&tcp), kept(&unix));
         tcp.outlive();
         unix.outlive();
