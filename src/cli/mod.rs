@@ -99,9 +99,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info", value_parser = log_filter)]
     pub log_level: String,
 
-    /// For sockets, the plugins' temporary files, and the record of sessions that are yet to be terminated
+    /// For the plugins' temporary files, and the record of sessions that are yet to be terminated
     ///
-    /// [default: $RUNTIME_DIRECTORY, else /run/autossm for root, else $XDG_RUNTIME_DIR/autossm]
+    /// [default: $RUNTIME_DIRECTORY, else /run/autossm for root, else $XDG_RUNTIME_DIR/autossm; the record in
+    /// $STATE_DIRECTORY where that is set]
     #[arg(long, value_name = "DIR")]
     pub runtime_dir: Option<PathBuf>,
 }

@@ -138,6 +138,11 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Shared> {
     nix::sys::prctl::set_dumpable(false).context("PR_SET_DUMPABLE")?;
 
     let runtime_dir = directory(args.runtime_dir.as_deref(), "RUNTIME_DIRECTORY", "/run", "XDG_RUNTIME_DIR")?;
+    let state_dir = match (&args.runtime_dir, std::env::var_os("STATE_DIRECTORY")) {
+        // The runtime directory goes when the service stops, and with the host.
+        (None, Some(given)) => PathBuf::from(given),
+        _ => runtime_dir.clone(),
+    };
     make(&runtime_dir)?;
     // Of its own: several processes may share the runtime directory.
     let folder = Folder::make(&runtime_dir).context("a folder in the runtime directory")?;
@@ -149,7 +154,7 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Shared> {
         versions: Arc::new(Versions::new()),
         authority: Arc::new(authority),
         folder: Arc::new(folder),
-        runtime_dir,
+        state_dir,
     })
 }
 

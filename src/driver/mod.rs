@@ -52,8 +52,8 @@ pub struct Shared {
     pub authority: Arc<Authority>,
     /// The process's own, with the authority's certificate and the plugins' folders; removed with the last user of it.
     pub folder: Arc<Folder>,
-    /// Below it each tunnel has a folder.
-    pub runtime_dir: PathBuf,
+    /// Below it each tunnel has a folder, with its record of sessions.
+    pub state_dir: PathBuf,
 }
 
 /// What a running tunnel is told.
@@ -100,7 +100,7 @@ impl Driver {
     /// # Errors
     /// The tunnel's folder in the runtime directory cannot be made.
     pub fn new(shared: Shared, config: config::Tunnel) -> io::Result<(Self, Handle)> {
-        let record = Record::open(shared.runtime_dir.join(&config.name))?;
+        let record = Record::open(shared.state_dir.join(&config.name))?;
         let core = Tunnel::new(settings(&config));
         let (sender, messages) = mpsc::channel(MESSAGES);
         let (command_sender, commands) = mpsc::channel(8);
