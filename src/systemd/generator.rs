@@ -11,7 +11,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::config::{self, Tunnel};
+use crate::config;
 
 /// Where packages put units.
 const UNITS: &str = "/usr/lib/systemd/system";
@@ -42,17 +42,13 @@ pub fn generate(path: &Path, folder: &Path, host: Host) -> io::Result<()> {
     drop_ins(folder, host)?;
     match config::load(path) {
         Ok(config) => {
-            let enabled = config.tunnels.iter().filter(|tunnel| tunnel.enabled);
-            enabled.map(|Tunnel { name, .. }| want(folder, "autossm@.service", &instance(name))).collect()
+            let mut names = config.tunnels.iter().filter(|tunnel| tunnel.enabled).map(|tunnel| &tunnel.name);
+            names.try_for_each(|name| want(folder, "autossm@.service", &format!("autossm@{name}.service")))
         }
         // As the package leaves it, until somebody writes a tunnel into it.
         Err(_) if config::has_no_tunnel(path) => Ok(()),
         Err(_) => want(folder, "autossm-config.service", "autossm-config.service"),
     }
-}
-
-fn instance(name: &str) -> String {
-    format!("autossm@{name}.service")
 }
 
 fn want(folder: &Path, unit: &str, link: &str) -> io::Result<()> {

@@ -1,6 +1,7 @@
 """A host with autossm on it, as an operations team would set it up, and the AWS account that it reaches."""
 
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -56,12 +57,12 @@ class Site:
             self.lab.end()
             self.lab = None
 
-    def tunnel(self, name, keys=""):
+    def tunnel(self, name, keys="", port=None):
         host, port = self.lab.addresses["destinations"]["echo"].rsplit(":", 1)
         return f"""
 [[tunnel]]
 name = "{name}"
-listen = ["127.0.0.1:{PORTS[name]}", "unix:/run/autossm/{name}/clients.sock"]
+listen = ["127.0.0.1:{port or PORTS[name]}", "unix:/run/autossm/{name}/clients.sock"]
 target = "i-0123456789abcdef0"
 remote_host = "{host}"
 remote_port = {port}
@@ -80,8 +81,8 @@ stream_endpoint = "{self.lab.addresses['stream_endpoint_ws']}"
         self.container.write("/etc/autossm/config.toml", text)
 
     def install_plugin(self):
-        """The stand-in, where AWS's package puts the stock plugin."""
-        with open(self.programs / "standin-plugin", "rb") as program:
+        """The stock plugin or the stand-in, where AWS's package puts it."""
+        with open(os.environ.get("AUTOSSM_TEST_PLUGIN", self.programs / "standin-plugin"), "rb") as program:
             place = f"{PLUGINS}/bin/session-manager-plugin"
             script = f'mkdir -p {PLUGINS}/bin && cat > {place} && chmod 755 {place}'
             subprocess.run(self.container.command("sh", "-c", script), stdin=program, check=True)

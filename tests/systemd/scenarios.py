@@ -6,6 +6,7 @@ Prints a line for each thing that is shown, with its figures; ends with status 1
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -54,6 +55,8 @@ class Scenarios:
                 self.install,
                 self.units_are_right,
                 self.start,
+                self.start_without_a_session,
+                self.privileged_port,
                 self.sandbox,
                 self.journal,
                 self.unknown_name,
@@ -123,6 +126,39 @@ class Scenarios:
         self.systemctl("start", "autossm@spare")
         self.shows(self.state("spare") == "active", "a disabled tunnel starts by its name")
         self.systemctl("stop", "autossm@spare")
+
+    def start_without_a_session(self):
+        site = self.site
+        site.configure(spare='enabled = false\nstart_timeout = "2s"')
+        site.lab.ask("start denied")
+        began = time.monotonic()
+        self.systemctl("start", "autossm@spare")
+        took = time.monotonic() - began
+        status = self.container.show("autossm@spare", "StatusText")[0]
+        self.shows(2 <= took < 4 and self.state("spare") == "active", f"started after {took:.1f} s of start_timeout = 2s: {status!r}")
+        self.systemctl("stop", "autossm@spare")
+        site.lab.ask("clear")
+        site.configure()
+
+    def privileged_port(self):
+        """The drop-in of autossm@.service(8)."""
+        site = self.site
+        tunnels = [site.tunnel("db"), site.tunnel("other"), site.tunnel("spare", "enabled = false", port=443)]
+        site.write_configuration("".join(tunnels))
+        site.run("systemctl", "start", "--no-block", "autossm@spare")
+        wait("a refusal", 20, lambda: self.container.show("autossm@spare", "ExecMainStatus")[0] == "69")
+        self.shows(True, "a port below 1024 cannot be bound: status 69, tried again")
+        self.systemctl("stop", "autossm@spare")
+        man = site.run("sh", "-c", "zcat /usr/share/man/man8/autossm@.service.8.gz").stdout.split("A port below 1024\n.nf\n")[1]
+        drop_in = "/etc/systemd/system/autossm@spare.service.d/port.conf"
+        self.container.write(drop_in, man.split(".fi")[0].replace("\\-", "-"))
+        self.systemctl("daemon-reload")
+        self.systemctl("start", "autossm@spare")
+        self.shows(self.connect(443) == "served", "with the manual's drop-in it is served")
+        self.systemctl("stop", "autossm@spare")
+        site.run("rm", "-r", str(Path(drop_in).parent))
+        self.systemctl("daemon-reload")
+        site.configure()
 
     def sandbox(self):
         site = self.site
@@ -242,12 +278,9 @@ class Scenarios:
             f"the longest wait {max(served, default=0):.2f} s; the longest {what} {longest:.2f} s, "
             f"the shortest {min(end - start for start, end in spans):.2f} s",
         )
+        self.shows(self.unix_echo() == b"echo", "the Unix socket's clients are served too")
         left = wait_for_few(self.site, 2)
-        self.shows(len(left) == 2 and not left & (before - self.kept()), f"{len(left)} sessions at the service, as there are tunnels")
-
-    def kept(self):
-        """Sessions of the tunnel that nobody has touched."""
-        return self.site.lab.sessions()
+        self.shows(len(left) == 2 and len(left & before) == 1, f"{len(left)} sessions at the service, as there are tunnels")
 
     def hang(self):
         site = self.site
@@ -300,7 +333,7 @@ class Scenarios:
         self.shows(results == ["success"] * 2, f"stop took {took:.2f} s: {results}")
         more = len(site.journal("-u", "autossm@*", "-g", "SIGKILL|status=9/KILL")) - kills
         self.shows(more == 0, f"{more} processes met SIGKILL")
-        probe = self.connect("db")
+        probe = self.connect(PORTS["db"])
         self.shows(probe == "refused", f"a client is {probe}")
         self.shows(not site.plugins(), f"{len(site.plugins())} plugins")
         self.shows(not site.lab.sessions(), f"{len(site.lab.sessions())} sessions at the service")
@@ -348,7 +381,7 @@ class Scenarios:
         site = self.site
         site.run("dpkg", "--remove", "autossm")
         self.shows(not site.plugins() and not site.lab.sessions(), "removed: no plugin, no session")
-        self.shows(self.connect("db") == "refused", "removed: clients are refused")
+        self.shows(self.connect(PORTS["db"]) == "refused", "removed: clients are refused")
         self.shows(site.run("test", "-e", "/etc/autossm/config.toml", check=False).returncode == 0, "removed: the file stays")
         site.run("rm", "-r", "/etc/autossm/aws-credentials")
         site.run("dpkg", "--purge", "autossm")
@@ -382,12 +415,19 @@ class Scenarios:
     def state(self, name):
         return self.container.show(f"autossm@{name}", "ActiveState")[0]
 
-    def connect(self, name):
+    def connect(self, port):
         script = "import socket,sys; socket.create_connection(('127.0.0.1', int(sys.argv[1])), 5)"
         done = subprocess.run(
-            self.container.in_network("python3", "-c", script, PORTS[name]), capture_output=True, text=True
+            self.container.in_network("python3", "-c", script, port), capture_output=True, text=True
         )
         return "refused" if "ConnectionRefusedError" in done.stderr else "served" if done.returncode == 0 else done.stderr
+
+    def unix_echo(self):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(30)
+            client.connect(f"/proc/{self.container.leader}/root/run/autossm/db/clients.sock")
+            client.sendall(b"echo")
+            return client.recv(4)
 
     def quiet_load(self, seconds):
         load = Load(self.site)
