@@ -57,12 +57,12 @@ class Site:
             self.lab.end()
             self.lab = None
 
-    def tunnel(self, name, keys="", port=None):
+    def tunnel(self, name, keys="", local_port=None):
         host, port = self.lab.addresses["destinations"]["echo"].rsplit(":", 1)
         return f"""
 [[tunnel]]
 name = "{name}"
-listen = ["127.0.0.1:{port or PORTS[name]}", "unix:/run/autossm/{name}/clients.sock"]
+listen = ["127.0.0.1:{local_port or PORTS[name]}", "unix:/run/autossm/{name}/clients.sock"]
 target = "i-0123456789abcdef0"
 remote_host = "{host}"
 remote_port = {port}

@@ -143,7 +143,7 @@ class Scenarios:
     def privileged_port(self):
         """The drop-in of autossm@.service(8)."""
         site = self.site
-        tunnels = [site.tunnel("db"), site.tunnel("other"), site.tunnel("spare", "enabled = false", port=443)]
+        tunnels = [site.tunnel("db"), site.tunnel("other"), site.tunnel("spare", "enabled = false", local_port=443)]
         site.write_configuration("".join(tunnels))
         site.run("systemctl", "start", "--no-block", "autossm@spare")
         wait("a refusal", 20, lambda: self.container.show("autossm@spare", "ExecMainStatus")[0] == "69")
@@ -445,5 +445,7 @@ def wait_for_few(site, count):
 
 
 if __name__ == "__main__":
+    # Whatever ends this, the container goes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     rootfs, packages, programs = map(Path, sys.argv[1:])
     sys.exit(not Scenarios(rootfs, packages, programs).run())
