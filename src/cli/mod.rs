@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 
 use crate::telemetry::Format;
 
@@ -124,7 +124,7 @@ pub struct ConfigArg {
 }
 
 fn log_filter(text: &str) -> Result<String, String> {
-    match EnvFilter::builder().parse(text) {
+    match text.parse::<Targets>() {
         Ok(_) if !text.trim().is_empty() => Ok(text.to_owned()),
         Ok(_) => Err("write a level, such as info".to_owned()),
         Err(error) => Err(format!("{error}; write a level, such as info, or MODULE=LEVEL,…")),

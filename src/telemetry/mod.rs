@@ -13,9 +13,10 @@ use std::io::{self, IsTerminal as _};
 use std::path::Path;
 
 use tracing::Dispatch;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::{EnvFilter, Layer, Registry};
+use tracing_subscriber::{Layer, Registry};
 
 /// How log lines are written. They go to standard error; standard output belongs to the commands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -68,8 +69,8 @@ fn dispatch<W>(
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let directives = EnvFilter::try_new(filter)
-        .map_err(|source| InitError::Filter { filter: filter.to_owned(), source })?;
+    let directives: Targets =
+        filter.parse().map_err(|source| InitError::Filter { filter: filter.to_owned(), source })?;
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(ansi);
     let layer: BoxedLayer = match (journal, format) {
         (Some(journal), _) => journal,
