@@ -1,8 +1,8 @@
 //! What the proxy adds to a round trip over loopback: the same echo, asked directly, through the least that a relay can
 //! be (two threads that block), and through the proxy, by turns. Most of what any relay adds is the host's time to wake
-//! two more threads; the bare relay shows how much of it that is.
+//! two more threads; the bare relay shows how much of it that is. It fails if the proxy adds more than [`LIMIT`].
 //!
-//! `cargo bench --bench proxy` (or, unoptimised, `cargo test --bench proxy`).
+//! `cargo bench --bench proxy` (or, unoptimised but under the same limit, `cargo test --bench proxy`).
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -18,8 +18,22 @@ use tokio::sync::watch;
 const MESSAGE: usize = 32;
 const ROUNDS: usize = 200;
 const TRIPS_PER_ROUND: usize = 100;
+/// Added to the median round trip.
+const LIMIT: Duration = Duration::from_micros(60);
+/// Other work on the host adds to what is measured, and never takes from it: the best of so many counts.
+const MEASUREMENTS: usize = 3;
 
 fn main() -> anyhow::Result<()> {
+    for _ in 0..MEASUREMENTS {
+        if measure()? <= LIMIT {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the proxy adds more than {} µs to the median round trip", LIMIT.as_micros())
+}
+
+/// What the proxy adds to the median round trip.
+fn measure() -> anyhow::Result<Duration> {
     let echo = echo()?;
     let mut ways = [
         ("direct", connect(echo)?, Vec::new()),
@@ -38,19 +52,21 @@ fn main() -> anyhow::Result<()> {
         }
     }
     println!("round trip of {MESSAGE} bytes, {} each way", ROUNDS * TRIPS_PER_ROUND);
-    let mut direct = None;
+    let (mut direct, mut added) = (None, Duration::ZERO);
     for (name, _, times) in ways {
         let Quantiles { median, p99 } = Quantiles::of(times);
         let direct = *direct.get_or_insert(median);
+        added = median.saturating_sub(direct);
         println!(
             "  {name:<11} median {:7.1} µs   p99 {:7.1} µs   added {:7.1} µs   ratio {:5.2}",
             micros(median),
             micros(p99),
-            micros(median) - micros(direct),
+            micros(added),
             micros(median) / micros(direct)
         );
     }
-    Ok(())
+    // The proxy is the last.
+    Ok(added)
 }
 
 struct Quantiles {

@@ -95,9 +95,7 @@ impl Daemon {
 
     /// Starts a daemon with this configuration.
     pub fn start(address: SocketAddr, config: &str) -> Self {
-        // Under /tmp itself: the path of the plugin's socket must fit into 107 bytes.
-        let folder = Arc::new(tempfile::Builder::new().prefix("e2e-").tempdir_in("/tmp").unwrap());
-        Self::start_in(folder, address, config)
+        Self::start_in(folder(), address, config)
     }
 
     /// Starts a daemon in a folder that another one may have left.
@@ -114,21 +112,37 @@ impl Daemon {
         address: SocketAddr,
         config: &str,
     ) -> Self {
+        // What a host's environment may hold and the plugin must not inherit.
+        command
+            .env("AWS_CA_BUNDLE", "/nonexistent/bundle.pem")
+            .env("SSL_CERT_FILE", "/nonexistent/certificates.pem")
+            .env("HTTPS_PROXY", "http://127.0.0.1:1");
+        Self::spawn(command, folder, "trace", address, config)
+    }
+
+    /// Starts another build of the program, with the log and the certificates that an operator has.
+    pub fn start_build(program: &Path, address: SocketAddr, config: &str) -> Self {
+        let mut command = Command::new(program);
+        command.env_clear();
+        Self::spawn(command, folder(), "info", address, config)
+    }
+
+    fn spawn(
+        mut command: Command,
+        folder: Arc<tempfile::TempDir>,
+        log_level: &str,
+        address: SocketAddr,
+        config: &str,
+    ) -> Self {
         std::fs::write(folder.path().join("config.toml"), config).unwrap();
         let mut child = command
-            .arg("run")
-            .arg("--config")
+            .args(["run", "--log-format", "json", "--log-level", log_level, "--config"])
             .arg(folder.path().join("config.toml"))
             .arg("--runtime-dir")
             .arg(folder.path().join("run"))
-            .args(["--log-format", "json", "--log-level", "trace"])
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("AWS_ACCESS_KEY_ID", "AKIDTESTTESTTESTTEST")
             .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-            // What a host's environment may hold and the plugin must not inherit.
-            .env("AWS_CA_BUNDLE", "/nonexistent/bundle.pem")
-            .env("SSL_CERT_FILE", "/nonexistent/certificates.pem")
-            .env("HTTPS_PROXY", "http://127.0.0.1:1")
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
@@ -253,6 +267,11 @@ impl Drop for Daemon {
 
 /// The daemon.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_autossm");
+
+/// Under /tmp itself: the path of the plugin's socket must fit into 107 bytes.
+fn folder() -> Arc<tempfile::TempDir> {
+    Arc::new(tempfile::Builder::new().prefix("e2e-").tempdir_in("/tmp").unwrap())
+}
 
 /// The daemon's secret key, to be searched for.
 pub const SECRET_KEY: &str = "s3cr3t-k3y-of-the-test-never-to-be-seen";

@@ -10,6 +10,7 @@
 
 mod bytes;
 mod clients;
+mod cost;
 mod daemon;
 mod faults;
 mod life;
