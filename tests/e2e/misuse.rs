@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::daemon::{Daemon, own_address, tunnel};
+use crate::daemon::{Daemon, own_address, tunnel, until};
 use crate::faults::{KEYS, loaded};
 
 async fn lab() -> Lab {
@@ -68,8 +68,14 @@ async fn what_start_session_answers_is_told_with_its_class() {
             let level = if class == "access" { "ERROR" } else { "WARN" };
             assert_eq!(failed.fields["level"], level, "{}", failed.text);
             lab.clear(Fault::Api(Call::Start, fault));
-            daemon.event("ready").await;
+            let ready = daemon.event("ready").await;
             echoes(address).await;
+            // A call that was given up may have started a session all the same, when the service came to it at last. Of
+            // that one nobody here knows the id.
+            for session in lab.sessions().iter().filter(|session| *session != ready.field("session")) {
+                assert_eq!(fault, ApiFault::Silence, "{session} is left");
+                lab.terminate(session, "nobody knows of it");
+            }
             daemon.stop(&lab).await;
         });
     }
@@ -105,13 +111,15 @@ async fn refused_and_stalled_upgrades_are_outlived() {
     let lab = lab().await;
     let daemon = Daemon::echo(&lab, KEYS).await;
     let outcome = loaded("upgrades refused for 8 s, stalled for 15 s", lab, daemon, async |lab, daemon| {
-        for (round, (fault, time)) in
-            [(UpgradeFault::Refused(503), 8), (UpgradeFault::Stalled, 15)].into_iter().enumerate()
-        {
-            let over = lab.set_for(Fault::Upgrades(fault), Duration::from_secs(time));
-            lab.close_all(1000, "Bye");
-            over.await.unwrap();
-            daemon.event_times("resumed", round + 1).await;
+        for (fault, time) in [(UpgradeFault::Refused(503), 8), (UpgradeFault::Stalled, 15)] {
+            // The second time there may be two sessions, one of them for the long-lived connection alone.
+            let closed = || (lab.close_all(1000, "Bye") > 0).then_some(());
+            lab.set(Fault::Upgrades(fault));
+            let interrupted = daemon.events("interrupted").len();
+            until("an open data channel", closed).await;
+            daemon.event_times("interrupted", interrupted + 1).await;
+            lab.set_for(Fault::Upgrades(fault), Duration::from_secs(time)).await.unwrap();
+            daemon.event_times("resumed", interrupted + 1).await;
         }
     })
     .await;
