@@ -48,11 +48,13 @@ impl Service {
         let mut service = Self { ready: Arc::default(), refusal, tasks: JoinSet::new() };
         if notify::is_wanted() {
             let ready = service.ready.clone();
-            let (starting, mut stopping) = (views.borrow().clone(), views.clone());
+            let (starting, mut stopping, at_ready) = (views.borrow().clone(), views.clone(), views.clone());
             service.tasks.spawn(async move {
                 tokio::select! {
                     () = first_sessions(starting) => {
                         ready.store(true, Relaxed);
+                        // The first line that is looked at once the unit is up should say so.
+                        notify::status(&status(&at_ready.borrow(), None));
                         notify::ready();
                     }
                     _ = stopping.wait_for(Vec::is_empty) => {}

@@ -315,8 +315,9 @@ pub static ENTRIES: &[Entry] = &[
         event: "stopping",
         id: "544a382661b04907bd5a5c1ea568f273",
         subject: "The daemon is stopping",
-        text: "New clients are refused, open connections have `stop_grace`, sessions are terminated. It\n\
-               ends within 15 seconds.\n\n\
+        text: "New clients are no longer served, open connections have `stop_grace`, sessions are\n\
+               terminated. It ends within 15 seconds. In a restart, clients that connect meanwhile wait\n\
+               for the next process; in a stop, they are refused when this one has ended.\n\n\
                Nothing has to be done.",
     },
     Entry {

@@ -298,6 +298,10 @@ async fn ready_is_said_when_the_first_session_serves() {
     lab.clear(Fault::Api(Call::Start, ApiFault::Internal));
     manager.hears("READY", |text| text == "READY=1\n").await;
     assert_eq!(daemon.events("ready").len(), 1);
+    // Whoever looks as soon as the unit is up sees that it is.
+    let told = manager.told.borrow().clone();
+    let ready = told.iter().position(|text| text == "READY=1\n").unwrap();
+    assert!(status(&told[ready - 1]).is_some_and(|status| status.starts_with("up 0 s · ")), "{told:?}");
     echoes(TcpStream::connect(address).await.unwrap()).await;
     let id = lab.sessions().remove(0);
     let session = format!("session …{}", &id[id.len() - 4..]);
