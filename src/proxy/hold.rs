@@ -70,6 +70,9 @@ pub(super) async fn connect(proxy: &Arc<Proxy>, client: &Client, has_sent: bool)
                 begin_outage(proxy);
             }
             tokio::select! {
+                // Only who has to wait is sent away: one that came a moment before the end and has a session to go to
+                // is an open connection like the others.
+                () = proxy.stopping.cancelled() => return Err(Refusal::Stopping),
                 changed = routes.changed() => {
                     if changed.is_err() {
                         // Whoever published the routes has gone: there will be none.
@@ -83,7 +86,7 @@ pub(super) async fn connect(proxy: &Arc<Proxy>, client: &Client, has_sent: bool)
     };
     let result = tokio::select! {
         biased;
-        () = proxy.stopping.cancelled() => Err(Refusal::Stopping),
+        () = proxy.deadline.cancelled() => Err(Refusal::Stopping),
         result = search => result,
         () = client.gone(has_sent) => Err(Refusal::Gone),
         () = tokio::time::sleep(hold) => Err(Refusal::TimedOut),
