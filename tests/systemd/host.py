@@ -80,6 +80,10 @@ stream_endpoint = "{self.lab.addresses['stream_endpoint_ws']}"
     def write_configuration(self, text):
         self.container.write("/etc/autossm/config.toml", text)
 
+    def name_localhost(self):
+        """What every installed host has, and a bootstrapped one has not: the stock plugin looks the name up."""
+        self.container.write("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")
+
     def install_plugin(self):
         """The stock plugin or the stand-in, where AWS's package puts it."""
         with open(os.environ.get("AUTOSSM_TEST_PLUGIN", self.programs / "standin-plugin"), "rb") as program:
