@@ -101,6 +101,7 @@ mod tests {
             start_timeout: Duration::ZERO,
             half_close_timeout: Duration::ZERO,
             rotate: None,
+            keepalive: None,
             failover_after: Duration::ZERO,
             resume_for: Duration::ZERO,
             plugin: String::new(),

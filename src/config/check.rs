@@ -138,6 +138,7 @@ fn merged(own: Section, defaults: &Section) -> Option<Tunnel> {
         start_timeout: pick!(start_timeout).unwrap_or(seconds(30)),
         half_close_timeout: pick!(half_close_timeout).unwrap_or(seconds(5)),
         rotate: pick!(rotate).flatten(),
+        keepalive: pick!(keepalive).unwrap_or(Some(seconds(60))),
         failover_after: pick!(failover_after).unwrap_or(seconds(5)),
         resume_for: pick!(resume_for).unwrap_or(seconds(600)),
         plugin: pick!(plugin).unwrap_or_else(|| "session-manager-plugin".to_owned()),

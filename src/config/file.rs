@@ -47,6 +47,7 @@ pub(super) struct Section {
     pub start_timeout: Option<Duration>,
     pub half_close_timeout: Option<Duration>,
     pub rotate: Option<Option<Duration>>,
+    pub keepalive: Option<Option<Duration>>,
     pub failover_after: Option<Duration>,
     pub resume_for: Option<Duration>,
     pub plugin: Option<String>,

@@ -269,12 +269,23 @@ pub(super) static KEYS: &[Key] = &[
     Key::new(
         "rotate",
         Other("`\"off\"` or a duration, `1s` to `30d`", |s, g| {
-            s.rotate = text::rotate(g, Duration::from_secs(1), Duration::from_millis(30 * DAY));
+            s.rotate = text::duration_or_off(g, Duration::from_secs(1), Duration::from_millis(30 * DAY));
         }),
         Value("\"off\""),
         "A new session at this age, ready before the old one drains. For accounts with a maximum session duration: \
          choose less than that.",
     ),
+    Key::new(
+        "keepalive",
+        Other("`\"off\"` or a duration, `1s` to `1h`", |s, g| {
+            s.keepalive = text::duration_or_off(g, Duration::from_secs(1), Duration::from_millis(HOUR));
+        }),
+        Value("\"1m\""),
+        "When nothing has flowed for this long, an empty message goes to the agent: the account's idle timeout does not \
+         run out, and an agent that is gone is noticed. The destination sees nothing of it. Choose at most half the \
+         idle timeout.",
+    )
+    .also(&["server_alive_interval", "idle_timeout", "heartbeat"]),
     Key::new(
         "failover_after",
         between!(100, HOUR, failover_after),

@@ -84,6 +84,8 @@ pub struct Tunnel {
     pub half_close_timeout: Duration,
     /// A new session at this age, make-before-break; `None` is never.
     pub rotate: Option<Duration>,
+    /// When no stream data has flowed for this long, a keep-alive goes to the agent; `None` is never.
+    pub keepalive: Option<Duration>,
     /// Data channel down for this long: a replacement is started beside it.
     pub failover_after: Duration,
     /// Data channel down for this long: the session is given up, with its open connections.

@@ -107,7 +107,11 @@ pub(super) fn reason(text: &str) -> Result<String, Wrong> {
 }
 
 /// `off` or a duration.
-pub(super) fn rotate(given: &mut Given<'_, '_>, least: Duration, most: Duration) -> Option<Option<Duration>> {
+pub(super) fn duration_or_off(
+    given: &mut Given<'_, '_>,
+    least: Duration,
+    most: Duration,
+) -> Option<Option<Duration>> {
     match given.value.get_ref() {
         DeValue::String(text) if text == "off" => Some(None),
         DeValue::String(text) => {

@@ -22,6 +22,7 @@ fn a_wrong_line_is_the_only_problem() {
         ("drain = \"8d\"", "6:9: drain: `8d` is too long", "\"0s\" to \"7d\""),
         ("rotate = \"never\"", "6:10: rotate: `never` is not a duration", "or \"off\""),
         ("rotate = false", "6:10: rotate: `false` is not a duration", "write \"off\""),
+        ("keepalive = \"500ms\"", "6:13: keepalive: `500ms` is too short", "or \"off\""),
         ("rotate = 12", "6:10: rotate: `12` has no unit", "\"12m\" for minutes"),
         ("sessions = 0", "6:12: sessions: 0 is too small", "from 1 to 16"),
         ("sessions = 17", "6:12: sessions: 17 is too large", "from 1 to 16"),
