@@ -206,6 +206,16 @@ impl Lab {
         live.iter().filter(|session| self.terminate(session, reason)).count()
     }
 
+    /// Lets the agent of one session do nothing at all, or go on: what comes for it meanwhile is lost, and nobody tells the
+    /// client. Returns whether the session is alive.
+    pub fn hang_agent(&self, session: &str, hangs: bool) -> bool {
+        let session = self.state.world().sessions.get(session).cloned();
+        session.is_some_and(|session| {
+            session.agent.hangs.send_replace(hangs);
+            session.is_live()
+        })
+    }
+
     /// The ids of the live sessions.
     pub fn sessions(&self) -> Vec<String> {
         self.state.status.borrow().sessions.keys().cloned().collect()

@@ -237,6 +237,25 @@ async fn an_agent_goes_away_and_comes_back() {
 }
 
 #[tokio::test]
+async fn the_agent_of_one_session_hangs_and_goes_on() {
+    let lab = lab().await;
+    let (session, other) = (start(&lab, 1).await, start(&lab, 1).await);
+    let mut channel = Channel::open_and_greet(&lab, &session).await;
+    let mut beside = Channel::open_and_greet(&lab, &other).await;
+    wait(&lab, "silence", |status| status.sessions.values().all(|s| s.unacknowledged == 0)).await;
+    let id = session["SessionId"].as_str().unwrap();
+    assert!(lab.hang_agent(id, true));
+    let ignored = channel.data(1, "").await;
+    wait(&lab, "lost message", |status| status.lost == 1).await;
+    beside.data(1, "").await;
+    assert_eq!(beside.acknowledged().await, 1);
+    assert!(lab.hang_agent(id, false));
+    channel.send(&ignored).await;
+    assert_eq!(channel.acknowledged().await, 1);
+    assert!(!lab.hang_agent("nobody", true));
+}
+
+#[tokio::test]
 async fn documents_nodes_and_hosts_can_be_changed() {
     let lab = lab().await;
     for at in 0..12 {

@@ -64,6 +64,8 @@ pub(crate) struct Agent {
     inbound: mpsc::Sender<Message>,
     handshake: watch::Sender<Handshake>,
     last_data: Mutex<Instant>,
+    /// Does nothing at all, and nobody says so.
+    pub hangs: watch::Sender<bool>,
     /// Cancelled when the session is over.
     pub ended: CancellationToken,
     /// The agent's own reason to end the session: its words, and whether the client asked for it.
@@ -81,6 +83,7 @@ impl Agent {
             inbound,
             handshake: watch::Sender::new(Handshake::Requested),
             last_data: Mutex::new(Instant::now()),
+            hangs: watch::Sender::new(false),
             gives_up: watch::Sender::new(None),
             ended,
             state,
@@ -127,7 +130,7 @@ impl Agent {
 
     /// Hands a client's message to the agent. Waits while the agent is busy.
     pub async fn deliver(&self, message: Message) {
-        let away = self.state.faults.borrow().agent_away;
+        let away = self.state.faults.borrow().agent_away || *self.hangs.borrow();
         let shaking_hands = *self.handshake.borrow() != Handshake::Complete;
         let lost = match message.kind {
             _ if away => {
@@ -162,9 +165,10 @@ impl Agent {
         self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the agent has been told to pause.
+    /// Whether the agent sends nothing: told to pause, away, or hanging.
     fn paused(&self) -> bool {
         self.state.faults.borrow().agent_away
+            || *self.hangs.borrow()
             || (self.state.options.pauses_agent && self.link.borrow().is_none())
     }
 
@@ -234,7 +238,10 @@ impl Agent {
     /// A number that stays missing although everything works is a message that its sender has forgotten.
     fn watch_gap(&self, incoming: &Incoming, missing: &mut Option<(i64, Duration)>) {
         let faults = *self.state.faults.borrow();
-        let works = faults.network == Network::Up && !faults.agent_away && self.link.borrow().is_some();
+        let works = faults.network == Network::Up
+            && !faults.agent_away
+            && !*self.hangs.borrow()
+            && self.link.borrow().is_some();
         *missing = match (incoming.gap(), *missing) {
             (None, _) => None,
             (Some(gap), Some((same, since))) if gap == same => {
@@ -299,6 +306,7 @@ impl Agent {
 
     async fn send_all(self: Arc<Self>, mut outbox: mpsc::Receiver<Output>) {
         let (mut link, mut faults) = (self.link.subscribe(), self.state.faults.subscribe());
+        let mut hangs = self.hangs.subscribe();
         let mut next = tokio::time::Instant::now();
         let (mut bytes, mut own) = (BytesMut::new(), None);
         loop {
@@ -306,6 +314,7 @@ impl Agent {
                 tokio::select! {
                     _ = link.changed() => {}
                     _ = faults.changed() => {}
+                    _ = hangs.changed() => {}
                 }
             }
             if bytes.is_empty() && own.is_none() {
