@@ -401,6 +401,7 @@ fn same_sessions(a: &config::Tunnel, b: &config::Tunnel) -> bool {
         && a.gateway == b.gateway
         && a.identity == b.identity
         && a.stream_endpoint == b.stream_endpoint
+        && a.keepalive == b.keepalive
         && a.document == b.document
         && a.parameters == b.parameters
         && a.reason == b.reason

@@ -21,7 +21,7 @@ pub(super) fn write(tunnel: &str, session: &str, report: &Report) {
             );
         }
         Report::Interrupted(_, reason) => {
-            info!(tunnel, session, event = "interrupted", reason, "data channel closed ({reason}); resuming");
+            info!(tunnel, session, event = "interrupted", reason, "interrupted ({reason}); resuming");
         }
         Report::Resumed(_, after, attempts) => {
             let tries = if *attempts == 1 { "1 try".to_owned() } else { format!("{attempts} tries") };

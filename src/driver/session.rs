@@ -81,6 +81,7 @@ impl Session {
             stream_endpoint: config.stream_endpoint.clone(),
             endpoint_url: config.identity.endpoint_url.clone(),
             ca_file: config.identity.ca_file.clone(),
+            keepalive: config.keepalive,
             api: begun.api.clone(),
             ledger: self.ledger.clone(),
         };
@@ -152,6 +153,19 @@ impl Session {
                 self.resume_failure = None;
                 self.interrupted(false);
                 Some(SessionEvent::ChannelResumed { attempts })
+            }
+            gateway::Event::RoundTrip(took) => {
+                let duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+                debug!(tunnel, session, event = "round_trip", duration_us, "keep-alive acknowledged");
+                None
+            }
+            gateway::Event::AgentAway => {
+                debug!(tunnel, session, event = "agent_away", "the agent has lost its connection");
+                None
+            }
+            gateway::Event::AgentBack => {
+                debug!(tunnel, session, event = "agent_back", "the agent is back");
+                None
             }
             gateway::Event::SessionEnded { reason } => Some(SessionEvent::Ended { reason }),
             gateway::Event::PluginHung { reason } => Some(SessionEvent::PluginHung { reason }),

@@ -12,6 +12,12 @@
 //!
 //! The plugin's WebSocket stays open through all of it, and if the plugin itself reconnects, the service does not see
 //! it.
+//!
+//! Where only the agent is gone, the service's WebSocket stays open too. Opening it anew would bring the agent no nearer.
+//! ResumeSession is answered by the service, with or without an agent: where it succeeds the session would look resumed
+//! each time, and where it gives no token the session would be over, with all its streams. What was sent is sent again
+//! once a second, and the first acknowledgement is the agent's return. If the service closes the WebSocket meanwhile, it
+//! is resumed as always, but told only when the agent has acknowledged something.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -24,6 +30,7 @@ use tokio::time::sleep_until;
 use tracing::{debug, info, warn};
 
 use super::Event;
+use super::agent_clock;
 use super::ledger::Ledger;
 use super::link::{Connection, Link, Lost, Received};
 use super::liveness::{Lasting, PingClock, Verdict};
@@ -53,8 +60,12 @@ pub struct Channel {
     service: Option<Service>,
     opening: Option<BoxFuture<'static, Outcome>>,
     backoff: Backoff,
-    /// Since when the data channel is closed; `None` before it was open for the first time.
-    closed: Option<Instant>,
+    /// Since when the data channel is closed, or the agent behind it silent.
+    down: Option<Instant>,
+    /// Made to open the data channel while it was down.
+    attempts: u32,
+    /// The agent, as it was told.
+    away: bool,
     ended: bool,
     hung: bool,
     silent: Lasting,
@@ -87,13 +98,14 @@ impl Channel {
     pub fn new(
         dialler: Arc<Dialler>,
         ticket: Ticket,
+        relay: Relay,
         ledger: Arc<Ledger>,
         events: mpsc::Sender<Event>,
     ) -> Self {
         Self {
             dialler,
             events,
-            relay: Relay::new(ledger.clone()),
+            relay,
             ledger,
             ticket: Some(ticket),
             opening_message: None,
@@ -101,7 +113,9 @@ impl Channel {
             service: None,
             opening: None,
             backoff: Backoff::default(),
-            closed: None,
+            down: None,
+            attempts: 0,
+            away: false,
             ended: false,
             hung: false,
             silent: Lasting::default(),
@@ -135,6 +149,8 @@ impl Channel {
                 Some(Turn::FromService(Err(lost))) => self.service_lost(now, lost).await,
                 None => (),
             }
+            self.relay.look(now);
+            self.tell_of_agent(now).await;
             if now >= tick {
                 tick = now + TICK;
                 self.look(now).await;
@@ -293,13 +309,10 @@ impl Channel {
                 self.service = Some(Service { link, clock, opened: now, brought_anything: false });
                 self.relay.service_opened();
                 self.silent.restart();
-                let event = match self.closed.take() {
-                    None => Event::ChannelOpened,
-                    Some(closed) => {
-                        Event::ChannelResumed { after: now.saturating_duration_since(closed), attempts }
-                    }
-                };
-                self.tell(Some(event)).await;
+                self.attempts += attempts;
+                if self.down.is_none() {
+                    self.tell(Some(Event::ChannelOpened)).await;
+                }
             }
         }
     }
@@ -316,9 +329,29 @@ impl Channel {
         } else {
             self.backoff.failed();
         }
-        self.closed = Some(now);
+        self.down.get_or_insert(now);
         self.open();
         self.tell(Some(Event::ChannelClosed { code: lost.code, reason: lost.reason })).await;
+    }
+
+    /// What has become of the agent, and whether all is well again.
+    async fn tell_of_agent(&mut self, now: Instant) {
+        let away = self.relay.agent_is_away();
+        if std::mem::replace(&mut self.away, away) != away {
+            self.tell(Some(if away { Event::AgentAway } else { Event::AgentBack })).await;
+        }
+        let silent = self.relay.agent_is_silent();
+        if let Some(down) = self.down.take_if(|_| !silent && self.service.is_some()) {
+            let (after, attempts) = (now.saturating_duration_since(down), self.attempts.max(1));
+            self.tell(Some(Event::ChannelResumed { after, attempts })).await;
+        } else if silent && self.down.is_none() {
+            self.down = Some(now);
+            let reason = format!("the agent acknowledges nothing for {} s", agent_clock::PATIENCE.as_secs());
+            self.tell(Some(Event::ChannelClosed { code: None, reason })).await;
+        }
+        if self.down.is_none() {
+            self.attempts = 0;
+        }
     }
 
     async fn look(&mut self, now: Instant) {

@@ -53,7 +53,7 @@ struct Kept {
 #[derive(Debug)]
 struct Sent {
     last: Instant,
-    /// More than once: its acknowledgement may belong to either, so it tells nothing about the round trip.
+    /// More than once.
     again: bool,
 }
 
@@ -72,6 +72,22 @@ impl Input {
         }
     }
 
+    /// The number of the next message.
+    pub fn next_number(&self) -> i64 {
+        // No more are kept than `MAX_KEPT` and a few.
+        self.first + self.kept.len() as i64
+    }
+
+    /// Whether the agent has acknowledged everything.
+    pub fn is_settled(&self) -> bool {
+        self.kept.is_empty()
+    }
+
+    /// Whether an acknowledgement of something that this connection has had is still to come.
+    pub fn is_awaited(&self) -> bool {
+        self.given > 0
+    }
+
     /// Keeps the next message.
     pub fn keep(&mut self, message: Bytes) {
         self.kept_bytes += message.len();
@@ -83,15 +99,23 @@ impl Input {
         self.kept.len() >= MAX_KEPT || self.kept_bytes >= MAX_KEPT_BYTES
     }
 
+    /// How long ago a message was sent, if that was once only: else its acknowledgement may belong to either sending, and
+    /// tells nothing about the round trip.
+    pub fn sent_once(&self, now: Instant, number: i64) -> Option<Duration> {
+        let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        let sent = self.kept.get(index)?.sent.as_ref().filter(|sent| !sent.again)?;
+        Some(now.saturating_duration_since(sent.last))
+    }
+
     /// The agent has this message. Returns whether that was new.
     pub fn acknowledge(&mut self, now: Instant, number: i64) -> bool {
         if self.place(number) != Place::Kept {
             return false;
         }
-        let Some(kept) = self.kept.get_mut((number - self.first) as usize) else { return false };
-        if let Some(Sent { last, again: false }) = kept.sent {
-            self.round_trip.sample(now.saturating_duration_since(last));
+        if let Some(round_trip) = self.sent_once(now, number) {
+            self.round_trip.sample(round_trip);
         }
+        let Some(kept) = self.kept.get_mut((number - self.first) as usize) else { return false };
         kept.acknowledged = true;
         self.kept_bytes -= kept.message.len();
         kept.message = Bytes::new();

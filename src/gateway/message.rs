@@ -1,5 +1,5 @@
-//! PURE. The binary messages of the data channel: a view on one as it came, and the two things that the gateway makes
-//! itself: an acknowledgement, and a message whose one byte was put right.
+//! PURE. The binary messages of the data channel: a view on one as it came, and what the gateway makes itself: an
+//! acknowledgement, a keep-alive, and a message that was given another number or whose one byte was put right.
 //!
 //! All numbers are big-endian:
 //!
@@ -22,6 +22,8 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use super::mux::NOP;
+
 /// Stream data.
 pub const DATA: u32 = 1;
 /// The agent names itself and the kind of session.
@@ -37,6 +39,7 @@ const HEADER: usize = 116;
 const TYPE: usize = 4;
 const CREATED: usize = 40;
 const NUMBER: usize = 48;
+const FLAGS: usize = 56;
 const ID: usize = 64;
 const DIGEST: usize = 80;
 const PAYLOAD_TYPE: usize = 112;
@@ -53,7 +56,11 @@ pub enum Kind {
     Acknowledge,
     /// The service ends the session.
     ChannelClosed,
-    /// Anything else, for example `pause_publication`.
+    /// The agent has gone away.
+    Pause,
+    /// The agent is back.
+    Start,
+    /// Anything else.
     Other,
 }
 
@@ -98,6 +105,8 @@ impl<'a> View<'a> {
             b"output_stream_data" => Kind::Output,
             b"acknowledge" => Kind::Acknowledge,
             b"channel_closed" => Kind::ChannelClosed,
+            b"pause_publication" => Kind::Pause,
+            b"start_publication" => Kind::Start,
             _ => Kind::Other,
         }
     }
@@ -117,9 +126,16 @@ impl<'a> View<'a> {
         self.payload
     }
 
-    /// A copy that shares nothing with the buffer it was read into.
-    pub fn detached(self) -> Bytes {
-        Bytes::copy_from_slice(self.bytes)
+    /// When it was made, as its sender tells the time, in ms since 1970; never zero, which the agent refuses.
+    pub fn created(&self) -> u64 {
+        u64::from_be_bytes(array(self.bytes, CREATED)).max(1)
+    }
+
+    /// A copy under this number, which shares nothing with the buffer that the message was read into.
+    pub fn numbered(&self, number: i64) -> Bytes {
+        let mut bytes = BytesMut::from(self.bytes);
+        bytes[NUMBER..FLAGS].copy_from_slice(&number.to_be_bytes());
+        bytes.freeze()
     }
 
     /// For an acknowledgement: the number that it acknowledges.
@@ -130,6 +146,14 @@ impl<'a> View<'a> {
             number: i64,
         }
         serde_json::from_slice::<Content>(self.payload).ok().map(|content| content.number)
+    }
+
+    /// This acknowledgement, made to name `number`; `None` if it cannot be read.
+    pub fn acknowledging(&self, number: i64) -> Option<Bytes> {
+        let mut content: serde_json::Map<_, _> = serde_json::from_slice(self.payload).ok()?;
+        content.insert("AcknowledgedMessageSequenceNumber".to_owned(), number.into());
+        let content = serde_json::Value::Object(content).to_string();
+        Some(self.with_payload(self.number(), content.as_bytes()))
     }
 
     /// A fresh acknowledgement of this message, as its receiver would send it.
@@ -143,8 +167,8 @@ impl<'a> View<'a> {
         .to_string();
         let header = Header {
             kind: b"acknowledge",
-            // Nobody measures by it, but the agent refuses a zero; the message's own time needs no clock here.
-            created: u64::from_be_bytes(array(self.bytes, CREATED)).max(1),
+            // Nobody measures by it; the message's own time needs no clock here.
+            created: self.created(),
             number: 0,
             flags: ACKNOWLEDGEMENT_FLAGS,
             payload_type: 0,
@@ -152,13 +176,19 @@ impl<'a> View<'a> {
         header.with_payload(content.as_bytes())
     }
 
-    /// This message with its payload replaced by `byte`, and the digest made to fit.
-    pub fn with_only_byte(&self, byte: u8) -> Bytes {
-        let mut bytes = BytesMut::from(self.bytes);
-        bytes.truncate(HEADER);
-        bytes[DIGEST..PAYLOAD_TYPE].copy_from_slice(&Sha256::digest([byte]));
-        bytes.put_u32(1);
-        bytes.put_u8(byte);
+    /// This message under this number with its payload replaced by `byte`.
+    pub fn with_only_byte(&self, number: i64, byte: u8) -> Bytes {
+        self.with_payload(number, &[byte])
+    }
+
+    /// This message with another payload, and the digest made to fit.
+    fn with_payload(&self, number: i64, payload: &[u8]) -> Bytes {
+        let mut bytes = BytesMut::with_capacity(HEADER + 4 + payload.len());
+        bytes.put_slice(&self.bytes[..HEADER]);
+        bytes[NUMBER..FLAGS].copy_from_slice(&number.to_be_bytes());
+        bytes[DIGEST..PAYLOAD_TYPE].copy_from_slice(&Sha256::digest(payload));
+        bytes.put_u32(payload.len() as u32);
+        bytes.put_slice(payload);
         bytes.freeze()
     }
 
@@ -207,6 +237,11 @@ impl Header<'_> {
     }
 }
 
+/// A message of stream data in which nothing is said. `created` as in [`View::created`].
+pub fn keep_alive(created: u64, number: i64) -> Bytes {
+    Header { kind: b"input_stream_data", created, number, flags: 0, payload_type: DATA }.with_payload(&NOP)
+}
+
 /// What a handshake request says, as far as it matters here.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Handshake {
@@ -216,7 +251,12 @@ pub struct Handshake {
     pub session_type: String,
     /// Payloads will be encrypted with a key that only the two ends have.
     pub encrypted: bool,
+    /// The data of its stream is mux frames.
+    pub multiplexed: bool,
 }
+
+/// Agents up to this one carry one connection at a time, as it is.
+const LAST_WITHOUT_MUX: [u32; 4] = [3, 0, 196, 0];
 
 impl Handshake {
     /// Reads the payload of a handshake request.
@@ -237,13 +277,23 @@ impl Handshake {
         }
         let request: Request = serde_json::from_slice(payload).ok()?;
         let action = |name| request.requested_client_actions.iter().find(move |a| a.action_type == name);
-        let session_type = action("SessionType").and_then(|a| a.action_parameters["SessionType"].as_str());
+        let parameters = action("SessionType").map(|action| &action.action_parameters);
+        let session_type = parameters.and_then(|parameters| parameters["SessionType"].as_str());
+        let kind = parameters.and_then(|parameters| parameters["Properties"]["type"].as_str());
         Some(Self {
             session_type: session_type.unwrap_or_default().to_owned(),
+            // Both ends multiplex under these conditions and no others.
+            multiplexed: session_type == Some("Port")
+                && kind == Some("LocalPortForwarding")
+                && version(&request.agent_version).is_some_and(|version| version > LAST_WITHOUT_MUX.to_vec()),
             encrypted: action("KMSEncryption").is_some(),
             agent_version: request.agent_version,
         })
     }
+}
+
+fn version(text: &str) -> Option<Vec<u32>> {
+    text.split('.').map(|part| part.parse().ok()).collect()
 }
 
 /// The reason in the payload of `channel_closed`, in the service's words.
@@ -271,109 +321,4 @@ fn be_u32(bytes: &[u8], offset: usize) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn data(kind: &[u8], number: i64, payload: &[u8]) -> Bytes {
-        Header { kind, created: 7, number, flags: 0, payload_type: DATA }.with_payload(payload)
-    }
-
-    #[test]
-    fn reads_what_was_made() {
-        let bytes = data(b"input_stream_data", 42, b"hello");
-        let view = View::new(&bytes).unwrap();
-        assert_eq!(
-            (view.kind(), view.number(), view.payload_type(), view.payload()),
-            (Kind::Input, 42, DATA, &b"hello"[..])
-        );
-    }
-
-    #[test]
-    fn the_type_may_be_padded_with_nuls() {
-        let mut bytes = data(b"output_stream_data", 0, b"").to_vec();
-        for byte in &mut bytes[TYPE..36] {
-            if *byte == b' ' {
-                *byte = 0;
-            }
-        }
-        assert_eq!(View::new(&bytes).unwrap().kind(), Kind::Output);
-    }
-
-    #[test]
-    fn an_acknowledgement_names_its_message() {
-        let bytes = data(b"output_stream_data", 9, b"x");
-        let view = View::new(&bytes).unwrap();
-        let acknowledgement = view.acknowledgement();
-        let acknowledgement = View::new(&acknowledgement).unwrap();
-        assert_eq!((acknowledgement.kind(), acknowledgement.acknowledged()), (Kind::Acknowledge, Some(9)));
-        let content: serde_json::Value = serde_json::from_slice(acknowledgement.payload()).unwrap();
-        assert_eq!(content["AcknowledgedMessageType"], "output_stream_data");
-        assert_eq!(content["AcknowledgedMessageId"], view.id().to_string());
-        assert_eq!(
-            acknowledgement.bytes[DIGEST..PAYLOAD_TYPE],
-            Sha256::digest(acknowledgement.payload())[..]
-        );
-    }
-
-    /// The id of a message that the stock plugin sent, against the id that it named for it.
-    #[test]
-    fn an_id_lies_with_its_last_half_first() {
-        let mut bytes = data(b"output_stream_data", 0, b"").to_vec();
-        bytes[ID..ID + 16].copy_from_slice(&[8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7]);
-        assert_eq!(View::new(&bytes).unwrap().id().to_string(), "00010203-0405-0607-0809-0a0b0c0d0e0f");
-    }
-
-    #[test]
-    fn a_replaced_byte_has_a_fitting_digest_and_nothing_else_changes() {
-        let before = data(b"input_stream_data", 3, b"\r");
-        let after = View::new(&before).unwrap().with_only_byte(b'\n');
-        let mut expected = before.to_vec();
-        expected[DIGEST..PAYLOAD_TYPE].copy_from_slice(&Sha256::digest(b"\n"));
-        expected[120] = b'\n';
-        assert_eq!(after, expected);
-    }
-
-    #[test]
-    fn handshakes() {
-        let plain = br#"{"AgentVersion":"3.3.1.0","RequestedClientActions":[{"ActionType":"SessionType",
-            "ActionParameters":{"SessionType":"Port","Properties":{"portNumber":"5432"}}}]}"#;
-        let expected =
-            Handshake { agent_version: "3.3.1.0".into(), session_type: "Port".into(), encrypted: false };
-        assert_eq!(Handshake::parse(plain), Some(expected));
-        let encrypted = br#"{"AgentVersion":"3.3.1.0","RequestedClientActions":[
-            {"ActionType":"KMSEncryption","ActionParameters":{"KMSKeyId":"k"}}]}"#;
-        assert!(Handshake::parse(encrypted).unwrap().encrypted);
-        assert_eq!(Handshake::parse(b"not json"), None);
-    }
-
-    #[test]
-    fn reasons_for_closing() {
-        assert_eq!(closing_reason(br#"{"SessionId":"s","Output":"timed out"}"#), "timed out");
-        for nothing in [&br#"{"Output":""}"#[..], b"{}", b"garbage"] {
-            assert_eq!(closing_reason(nothing), "closed by the service without a reason");
-        }
-    }
-
-    proptest! {
-        /// Nothing that can come over the network makes any of it panic.
-        #[test]
-        fn survives_anything(
-            mut bytes in proptest::collection::vec(any::<u8>(), 0..300),
-            with_length in any::<bool>(),
-            cut in 0usize..300,
-        ) {
-            if with_length && bytes.len() >= 120 {
-                bytes[..4].copy_from_slice(&(HEADER as u32).to_be_bytes());
-                let payload = (bytes.len() - 120) as u32;
-                bytes[116..120].copy_from_slice(&payload.to_be_bytes());
-                prop_assert!(View::new(&bytes).is_ok());
-                prop_assert!(View::new(&bytes[..cut.min(bytes.len() - 1)]).is_err());
-            }
-            if let Ok(view) = View::new(&bytes) {
-                let _ = (view.kind(), view.acknowledged(), view.acknowledgement(), view.with_only_byte(10));
-                let _ = (Handshake::parse(view.payload()), closing_reason(view.payload()));
-            }
-        }
-    }
-}
+mod tests;

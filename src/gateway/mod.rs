@@ -3,11 +3,12 @@
 //!
 //! ```text
 //! plugin ──► proxy ──► tls ──► local_api ──► channel ◄──► upstream ──► service
-//!            CONNECT           │              └ relay: input, output, repair (pure)
+//!            CONNECT           │              └ relay: input, output, repair, numbering, agent_clock (pure)
 //!                              └► other AWS calls, signed anew
 //! ```
 //! In `observe` mode the proxy passes the plugin's TLS on untouched.
 
+mod agent_clock;
 mod channel;
 mod input;
 pub mod ledger;
@@ -16,6 +17,7 @@ mod liveness;
 mod local_api;
 mod message;
 mod mux;
+mod numbering;
 mod observe;
 mod output;
 mod proxy;
@@ -44,6 +46,7 @@ use channel::Channel;
 use ledger::Ledger;
 use local_api::LocalApi;
 use proxy::{Endpoint, Mode, Proxy};
+use relay::Relay;
 pub use tls::Authority;
 use upstream::{Dialler, Ticket};
 
@@ -61,6 +64,8 @@ pub struct Spec {
     pub endpoint_url: Option<String>,
     /// Certificate authorities trusted beside the system's.
     pub ca_file: Option<PathBuf>,
+    /// In `hold` mode: a keep-alive goes to the agent when no stream data has flowed for so long; `None` for never.
+    pub keepalive: Option<Duration>,
     /// Resumes the session and signs the upgrade of its WebSocket.
     pub api: Arc<dyn Api>,
     /// What the proxy has handed to the plugin.
@@ -82,7 +87,8 @@ pub enum Event {
         /// The session is encrypted with a KMS key: its payloads cannot be read here.
         encrypted: bool,
     },
-    /// The data channel to the service was closed; the gateway has begun to resume it.
+    /// The data channel to the service was closed, and the gateway has begun to resume it; or the agent behind it
+    /// acknowledges nothing any more.
     ChannelClosed {
         /// The WebSocket close code, if there was a close frame.
         code: Option<u16>,
@@ -91,7 +97,7 @@ pub enum Event {
     },
     /// An attempt to resume, or to open the data channel for the first time, failed; the gateway goes on trying.
     ResumeFailed(Failure),
-    /// The data channel is open again, and what was lost is being sent again.
+    /// The data channel is open again, or the agent acknowledges again, and what was lost is being sent again.
     ChannelResumed {
         /// Since it was closed.
         after: Duration,
@@ -103,6 +109,12 @@ pub enum Event {
         /// In the service's own words.
         reason: String,
     },
+    /// How long the agent took to acknowledge a keep-alive.
+    RoundTrip(Duration),
+    /// The service says that the agent has lost its connection.
+    AgentAway,
+    /// It is heard of again.
+    AgentBack,
     /// The plugin does nothing any more; it has to be replaced.
     PluginHung {
         /// What was seen.
@@ -173,7 +185,13 @@ impl Gateway {
                     tls,
                 };
                 let ticket = Ticket { stream_url: spec.session.stream_url, token: spec.session.token };
-                let channel = Channel::new(Arc::new(dialler), ticket, spec.ledger, events);
+                let channel = Channel::new(
+                    Arc::new(dialler),
+                    ticket,
+                    Relay::new(spec.ledger.clone(), spec.keepalive),
+                    spec.ledger,
+                    events,
+                );
                 tasks.spawn(channel.run(attached).instrument(span.clone()));
                 Mode::Hold { authority, local_api }
             }

@@ -20,6 +20,9 @@ pub struct LostTrack;
 
 const HEADER: usize = 8;
 
+/// A frame that does nothing.
+pub const NOP: [u8; HEADER] = [1, 3, 0, 0, 0, 0, 0, 0];
+
 /// Where in its frame one direction of a session is.
 #[derive(Debug, Default)]
 pub struct Follower {
@@ -56,6 +59,11 @@ impl Follower {
         Ok(())
     }
 
+    /// Whether the next byte begins a frame.
+    pub fn is_between_frames(&self) -> bool {
+        self.filled == 0 && self.data == 0
+    }
+
     fn begin(&mut self) -> Result<Option<Piece>, LostTrack> {
         let [version, command, l0, l1, s0, s1, s2, s3] = self.header;
         let length = u16::from_le_bytes([l0, l1]);
@@ -67,7 +75,7 @@ impl Follower {
                 self.data = usize::from(length);
                 Ok(None)
             }
-            // Keep-alives of sessions with agents before 3.1.1511.0.
+            // Keep-alives of sessions with agents up to 3.1.1511.0.
             (1, 3, 0) => Ok(None),
             _ => Err(LostTrack),
         }

@@ -5,7 +5,9 @@
 //!   plugin ──► acknowledge ──────────────────► Output remembers it ──────────────► service
 //!          ◄── Output (waits for the plugin) ◄──────────── output_stream_data ◄──
 //!          ◄──────────────── Input releases the message ◄─────── acknowledge ◄──
+//!              Numbering │  the gateway's own keep-alives among the plugin's messages
 //! ```
+//! Input counts as the agent does; the plugin's numbers are translated where they come in and go out.
 //!
 //! Whatever is lost with a connection is sent again: by the agent and the plugin, as they do by themselves, and where
 //! they do not, by the relay (see [`super::input`] and [`super::output`]). Messages go in with `plugin_sent` and
@@ -15,15 +17,17 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tracing::{info, trace, warn};
 
 use super::Event;
+use super::agent_clock::AgentClock;
 use super::input::{Input, Place};
 use super::ledger::Ledger;
 use super::message::{self, Handshake, Kind, View};
+use super::numbering::{Numbering, Origin};
 use super::output::Output;
 use super::repair::{Finding, Repair};
 
@@ -38,24 +42,34 @@ pub struct Relay {
     /// What goes to the service beside the stream.
     acknowledgements: VecDeque<Bytes>,
     repair: Repair,
+    numbering: Numbering,
+    agent: AgentClock,
     service_is_open: bool,
     handshake_seen: bool,
+    /// Both ends agree that the data is mux frames, and it is not encrypted.
+    multiplexed: bool,
     established: bool,
+    /// When the agent's latest message was made, as the agent tells the time.
+    created: u64,
     ended: bool,
     malformed: u64,
 }
 
 impl Relay {
-    /// A session's, before its first message.
-    pub fn new(ledger: Arc<Ledger>) -> Self {
+    /// A session's, before its first message. A keep-alive goes out when nothing has flowed for `keepalive`.
+    pub fn new(ledger: Arc<Ledger>, keepalive: Option<Duration>) -> Self {
         Self {
             input: Input::default(),
             output: Output::default(),
             acknowledgements: VecDeque::new(),
             repair: Repair::new(ledger),
+            numbering: Numbering::default(),
+            agent: AgentClock::new(keepalive),
             service_is_open: false,
             handshake_seen: false,
+            multiplexed: false,
             established: false,
+            created: 1,
             ended: false,
             malformed: 0,
         }
@@ -65,11 +79,16 @@ impl Relay {
     pub fn service_opened(&mut self) {
         self.service_is_open = true;
         self.input.start_over();
+        // An agent that was silent has to prove that it is back, where there is something that it can acknowledge.
+        if self.agent.is_silent() && !self.keep_alive() && self.input.is_settled() {
+            self.agent.trust();
+        }
     }
 
     /// The data channel to the service is lost.
     pub fn service_closed(&mut self) {
         self.service_is_open = false;
+        self.agent.closed();
         // The agent sends again what it got no acknowledgement for, and gets a fresh one then.
         self.acknowledgements.clear();
     }
@@ -108,15 +127,47 @@ impl Relay {
         self.ended
     }
 
+    /// Whether nothing that was sent was acknowledged for too long.
+    pub fn agent_is_silent(&self) -> bool {
+        self.agent.is_silent()
+    }
+
+    /// Whether the service has said that the agent is away.
+    pub fn agent_is_away(&self) -> bool {
+        self.agent.is_away()
+    }
+
+    /// Looks at the time: to be called whenever something has happened, and at the [deadline](Self::deadline).
+    pub fn look(&mut self, now: Instant) {
+        if !self.reads_service() {
+            self.agent.excuse(now);
+        }
+        if self.ended {
+            return;
+        }
+        if self.agent.keep_alive_at().is_some_and(|at| at <= now) {
+            self.keep_alive();
+        }
+        if self.agent.falls_silent(now) {
+            // If it is only said to be away: something by which its return is noticed.
+            self.keep_alive();
+        }
+    }
+
     /// The next message to be written to the service.
     pub fn next_for_service(&mut self, now: Instant) -> Option<Bytes> {
         if !self.service_is_open {
             return None;
         }
-        self.acknowledgements.pop_front().or_else(|| self.input.next(now)).or_else(|| {
+        if let Some(acknowledgement) = self.acknowledgements.pop_front() {
+            return Some(acknowledgement);
+        }
+        let message = self.input.next(now).or_else(|| {
             // Nothing is overdue while acknowledgements are not read.
             if self.reads_service() { self.input.next_overdue(now) } else { None }
-        })
+        })?;
+        self.agent.sent(now);
+        Some(message)
     }
 
     /// The next message to be written to the plugin.
@@ -124,9 +175,14 @@ impl Relay {
         self.output.next()
     }
 
-    /// When [`Self::next_for_service`] will have something without anything else happening.
+    /// When [`Self::look`] or [`Self::next_for_service`] will have something to do without anything else happening.
     pub fn deadline(&self) -> Option<Instant> {
-        if self.service_is_open && self.reads_service() { self.input.overdue_at() } else { None }
+        if !self.service_is_open || !self.reads_service() {
+            return None;
+        }
+        let keep_alive = self.agent.keep_alive_at().filter(|_| self.takes_keep_alive());
+        let silent = self.agent.silent_at().filter(|_| !self.ended);
+        [self.input.overdue_at(), keep_alive, silent].into_iter().flatten().min()
     }
 
     /// A binary message from the plugin. Returns whether it brought new stream data, and what is to be told.
@@ -136,18 +192,21 @@ impl Relay {
             Err(error) => return (false, self.drop_malformed("plugin", &error)),
         };
         match view.kind() {
-            Kind::Input => match self.input.place(view.number()) {
-                Place::Next => return (true, self.keep(view)),
-                Place::Early | Place::Kept => (),
-                Place::Acknowledged => self.pass_on(view.acknowledgement(), false),
-            },
+            Kind::Input => {
+                let number = self.numbering.to_agent(view.number());
+                match number.map_or(Place::Acknowledged, |number| self.input.place(number)) {
+                    Place::Next => return (true, self.keep(view)),
+                    Place::Early | Place::Kept => (),
+                    Place::Acknowledged => self.pass_on(view.acknowledgement(), false),
+                }
+            }
             Kind::Acknowledge => {
                 if let Some(number) = view.acknowledged() {
                     self.output.acknowledge(number);
                 }
                 self.acknowledge(bytes.clone());
             }
-            Kind::Output | Kind::ChannelClosed | Kind::Other => self.acknowledge(bytes.clone()),
+            _ => self.acknowledge(bytes.clone()),
         }
         (false, None)
     }
@@ -158,7 +217,11 @@ impl Relay {
             Ok(view) => view,
             Err(error) => return self.drop_malformed("service", &error),
         };
-        match view.kind() {
+        let kind = view.kind();
+        if matches!(kind, Kind::Output | Kind::Start) {
+            self.agent.heard(!self.input.is_settled());
+        }
+        match kind {
             Kind::Output if self.output.is_acknowledged(view.number()) => {
                 self.acknowledge(view.acknowledgement());
                 None
@@ -166,24 +229,78 @@ impl Relay {
             Kind::Output if !self.output.has_room() => None,
             Kind::Output => {
                 let new = self.output.add(view.number(), bytes.clone());
-                if new { self.look_into(view) } else { None }
+                if new { self.look_into(now, view) } else { None }
             }
-            Kind::Acknowledge => {
-                let released = view.acknowledged().is_some_and(|number| self.input.acknowledge(now, number));
-                self.pass_on(bytes.clone(), released);
-                None
-            }
+            Kind::Acknowledge => self.release(now, view, &bytes),
             Kind::ChannelClosed => {
                 let reason = message::closing_reason(view.payload());
                 self.pass_on(bytes.clone(), !self.ended);
                 self.ended = true;
                 Some(Event::SessionEnded { reason })
             }
-            Kind::Input | Kind::Other => {
+            Kind::Pause | Kind::Start | Kind::Input | Kind::Other => {
+                match kind {
+                    Kind::Pause => self.agent.left(now),
+                    // What was sent meanwhile may be lost.
+                    Kind::Start => self.input.start_over(),
+                    _ => {}
+                }
                 self.pass_on(bytes.clone(), false);
                 None
             }
         }
+    }
+
+    /// Takes the agent's acknowledgement, and hands it on if it is for a message of the plugin's.
+    fn release(&mut self, now: Instant, view: View<'_>, bytes: &Bytes) -> Option<Event> {
+        let number = view.acknowledged()?;
+        let round_trip = self.input.sent_once(now, number);
+        let released = self.input.acknowledge(now, number);
+        if released {
+            if self.agent.is_silent() {
+                // Not only the oldest was lost: waiting for each in turn would take a round trip for each.
+                self.input.start_over();
+            }
+            self.agent.acknowledged(now, self.input.is_awaited());
+        }
+        match self.numbering.to_plugin(number) {
+            Origin::Plugin(same) if same == number => {
+                self.pass_on(bytes.clone(), released);
+                None
+            }
+            Origin::Plugin(number) => {
+                self.pass_on(view.acknowledging(number)?, released);
+                None
+            }
+            Origin::Injected => round_trip.filter(|_| released).map(Event::RoundTrip),
+            // If the plugin has missed it, it sends the message again and is answered here.
+            Origin::Settled => None,
+        }
+    }
+
+    /// Puts a message that says nothing into the plugin's stream, if that is possible: the agent acknowledges it, and to
+    /// the service it is traffic. Returns whether it was.
+    fn keep_alive(&mut self) -> bool {
+        let possible = self.takes_keep_alive();
+        if possible {
+            let number = self.input.next_number();
+            self.input.keep(message::keep_alive(self.created, number));
+            self.numbering.inject(number);
+            trace!(event = "keep_alive", number, "a keep-alive");
+        }
+        possible
+    }
+
+    /// Whether a keep-alive may go out now. An agent that has not completed the handshake acknowledges stream data and
+    /// throws it away; and one that does not expect mux frames would send them to the destination.
+    fn takes_keep_alive(&self) -> bool {
+        self.service_is_open
+            && self.established
+            && !self.ended
+            && self.multiplexed
+            && self.agent.asks()
+            && self.repair.is_between_frames()
+            && self.input.is_settled()
     }
 
     /// Takes the plugin's next message.
@@ -192,16 +309,17 @@ impl Relay {
             message::DATA => self.repair.inspect(view.payload()),
             _ => Finding::Unchanged,
         };
+        let number = self.input.next_number();
         self.input.keep(match finding {
-            Finding::ChangedLineFeed => view.with_only_byte(b'\n'),
+            Finding::ChangedLineFeed => view.with_only_byte(number, b'\n'),
             // As it was read it is a slice of a larger buffer; kept for minutes, it has to stand on its own.
-            _ => view.detached(),
+            _ => view.numbered(number),
         });
         match finding {
             Finding::Foreign => Some(Event::ForeignConnection),
             Finding::LostTrack => {
                 warn!(
-                    "the plugin's data is not multiplexed: lone line feeds cannot be repaired in this session"
+                    "the plugin's data is not multiplexed: lone line feeds cannot be repaired in this session, nor keep-alives sent"
                 );
                 None
             }
@@ -225,19 +343,31 @@ impl Relay {
     }
 
     /// Something of the agent's that says more than its bytes.
-    fn look_into(&mut self, view: View<'_>) -> Option<Event> {
+    fn look_into(&mut self, now: Instant, view: View<'_>) -> Option<Event> {
+        self.created = view.created();
         match view.payload_type() {
             message::HANDSHAKE_REQUEST if !self.handshake_seen => {
-                let Handshake { agent_version, session_type, encrypted } = Handshake::parse(view.payload())?;
+                let Handshake { agent_version, session_type, encrypted, multiplexed } =
+                    Handshake::parse(view.payload())?;
                 self.handshake_seen = true;
+                self.multiplexed = multiplexed && !encrypted;
                 if encrypted {
-                    info!("the session is encrypted: lone line feeds cannot be repaired in it");
+                    info!(
+                        "the session is encrypted: lone line feeds cannot be repaired in it, nor keep-alives sent"
+                    );
                     self.repair.end();
+                } else if !multiplexed && self.agent.asks() {
+                    info!("the session is not multiplexed: no keep-alives can be sent in it");
                 }
                 Some(Event::Handshake { agent_version, session_type, encrypted })
             }
             message::HANDSHAKE_COMPLETE => {
                 self.established = true;
+                self.agent.begin(now);
+                None
+            }
+            message::DATA => {
+                self.agent.flowed(now);
                 None
             }
             message::FLAG if view.payload() == message::CONNECT_TO_PORT_ERROR => {

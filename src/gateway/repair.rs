@@ -51,6 +51,11 @@ impl Repair {
         self.follower.is_some()
     }
 
+    /// Whether a frame can be put in here: what came so far is whole frames, and can be told from no frames at all.
+    pub fn is_between_frames(&self) -> bool {
+        self.follower.as_ref().is_some_and(Follower::is_between_frames)
+    }
+
     /// Takes the next payload of the plugin's data, each exactly once and in order.
     pub fn inspect(&mut self, payload: &[u8]) -> Finding {
         let Some(follower) = &mut self.follower else { return Finding::Unchanged };

@@ -162,6 +162,7 @@ impl Bench {
             stream_endpoint: Some(StreamEndpoint { tls, host: "localhost".into(), port }),
             endpoint_url: None,
             ca_file: Some(ca.join("autossm-ca.pem")),
+            keepalive: None,
             api: api.clone(),
             ledger: ledger.clone(),
         };
