@@ -13,6 +13,7 @@ mod clients;
 mod cost;
 mod daemon;
 mod faults;
+mod keepalive;
 mod life;
 mod misuse;
 mod observe;
