@@ -6,10 +6,13 @@
 //! | access | 15 s | 5 min | 50 % |
 //! | target not connected | 2 s | 30 s | 50 % |
 //! | throttled | 2 s | 30 s | 50 % |
-//! | network or service | 0.5 s | 30 s | 0 |
+//! | network or service | 0.5 s | 10 s | 0 |
 //!
 //! The ceiling doubles with each failure of the same class in a row; the delay is drawn evenly between the floor (a
 //! share of the ceiling) and the ceiling, so that the many tunnels that one outage has stopped do not come back in step.
+//!
+//! The last ceiling of network failures is well below `hold` (30 s by default): clients that are held through an outage
+//! are to be served when it is over, not to be sent away because the clock still runs.
 
 use std::time::Duration;
 
@@ -51,7 +54,7 @@ pub(super) fn bounds(class: Class) -> (Duration, Duration, f64) {
         Class::NeedsChange => (seconds(300), seconds(300), 0.9),
         Class::Access => (seconds(15), seconds(300), 0.5),
         Class::TargetNotConnected | Class::Throttled => (seconds(2), seconds(30), 0.5),
-        Class::Network => (Duration::from_millis(500), seconds(30), 0.0),
+        Class::Network => (Duration::from_millis(500), seconds(10), 0.0),
     }
 }
 
@@ -87,7 +90,7 @@ mod tests {
     fn doubles_up_to_its_last_ceiling() {
         let mut backoff = Backoff::default();
         let delays: Vec<_> = (0..9).map(|_| backoff.fail(Class::Network, 1.0).as_millis()).collect();
-        assert_eq!(delays, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
+        assert_eq!(delays, [500, 1000, 2000, 4000, 8000, 10_000, 10_000, 10_000, 10_000]);
     }
 
     #[test]
