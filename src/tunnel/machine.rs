@@ -1,4 +1,5 @@
-//! The state machine of one tunnel.
+//! The state machine of one tunnel: what it is told, and what follows from it at once. What follows from the state and the
+//! time is in [`super::settle`].
 
 use std::time::Duration;
 
@@ -40,7 +41,7 @@ pub struct Tunnel {
     pub(super) slots: Vec<Slot>,
     pub(super) sessions: Vec<Session>,
     pub(super) stopping: Option<Stopping>,
-    next_generation: u64,
+    pub(super) next_generation: u64,
     /// The sessions last published with [`Action::Route`].
     pub(super) routes: Vec<Generation>,
     resolved_anew: Option<Time>,
@@ -57,7 +58,7 @@ pub(super) struct Slot {
     /// The last failure, until a session serves.
     pub failure: Option<Failure>,
     /// Counts the targets tried.
-    target: usize,
+    pub target: usize,
 }
 
 /// A slot's successor.
@@ -77,7 +78,7 @@ pub(super) struct Stopping {
 }
 
 impl Slot {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { serving: None, next: Next::None, backoff: Backoff::default(), failure: None, target: 0 }
     }
 }
@@ -154,7 +155,7 @@ impl Tunnel {
         self.sessions.iter().find(|session| session.generation == generation)
     }
 
-    fn session_mut(&mut self, generation: Generation) -> Option<&mut Session> {
+    pub(super) fn session_mut(&mut self, generation: Generation) -> Option<&mut Session> {
         self.sessions.iter_mut().find(|session| session.generation == generation)
     }
 
@@ -264,7 +265,7 @@ impl Tunnel {
     }
 
     /// Takes a serving session out of service, for its open connections' sake.
-    fn retire(&mut self, generation: Generation, actions: &mut Vec<Action>) {
+    pub(super) fn retire(&mut self, generation: Generation, actions: &mut Vec<Action>) {
         let drained = self.now + self.settings.drain;
         let Some(session) = self.session_mut(generation) else { return };
         session.phase = Phase::Retired { until: session.expired.map(|_| drained) };
@@ -289,7 +290,13 @@ impl Tunnel {
     }
 
     /// A session could not be had: it ends, and its slot's clock is set.
-    fn fail(&mut self, generation: Generation, failure: Failure, random: f64, actions: &mut Vec<Action>) {
+    pub(super) fn fail(
+        &mut self,
+        generation: Generation,
+        failure: Failure,
+        random: f64,
+        actions: &mut Vec<Action>,
+    ) {
         let (now, targets) = (self.now, self.settings.targets.max(1));
         let Some(session) = self.session(generation).filter(|session| session.phase != Phase::Ending) else {
             return;
@@ -310,7 +317,13 @@ impl Tunnel {
     }
 
     /// Ends a session here and at the service.
-    fn end(&mut self, generation: Generation, reason: &str, expected: bool, actions: &mut Vec<Action>) {
+    pub(super) fn end(
+        &mut self,
+        generation: Generation,
+        reason: &str,
+        expected: bool,
+        actions: &mut Vec<Action>,
+    ) {
         let now = self.now;
         let Some(session) = self.session_mut(generation) else { return };
         if session.phase == Phase::Ending {
@@ -362,7 +375,7 @@ impl Tunnel {
     }
 
     /// Gives a session up to its record. Its plugin is killed if it still runs.
-    fn leave_recorded(&mut self, generation: Generation, actions: &mut Vec<Action>) {
+    pub(super) fn leave_recorded(&mut self, generation: Generation, actions: &mut Vec<Action>) {
         if self.session(generation).is_some_and(|session| session.plugin) {
             actions.push(Action::KillPlugin(generation));
         }
@@ -409,205 +422,6 @@ impl Tunnel {
         let stopping = self.stopping.get_or_insert(Stopping { grace_until, deadline, done: false });
         stopping.grace_until = stopping.grace_until.min(grace_until);
         stopping.deadline = stopping.deadline.min(deadline);
-    }
-
-    /// Draws every conclusion from the state and the time: deadlines, slots, routes, the end.
-    fn settle(&mut self, random: f64, actions: &mut Vec<Action>) {
-        self.limit_surplus();
-        let generations: Vec<_> = self.sessions.iter().map(|session| session.generation).collect();
-        for generation in generations {
-            self.settle_session(generation, random, actions);
-        }
-        if self.stopping.is_none() {
-            for index in 0..self.slots.len() {
-                self.settle_slot(index, actions);
-            }
-            let wanted = self.settings.sessions.max(1);
-            if self.slots.iter().skip(wanted).all(|slot| slot.serving.is_none() && slot.next == Next::None) {
-                self.slots.truncate(wanted);
-            }
-        }
-        self.sessions.retain(|session| {
-            if session.is_over() {
-                actions.push(Action::Forget(session.generation));
-            }
-            !session.is_over()
-        });
-        let routes: Vec<_> = match self.stopping {
-            Some(_) => Vec::new(),
-            None => self.sessions.iter().filter(|s| s.routable()).map(|s| s.generation).collect(),
-        };
-        if routes != self.routes {
-            // Before anything is cut: a connection that is moved must not find its way back.
-            actions.insert(0, Action::Route(routes.clone()));
-            self.routes = routes;
-        }
-        if let Some(stopping) = &mut self.stopping
-            && self.sessions.is_empty()
-            && !stopping.done
-        {
-            stopping.done = true;
-            actions.push(Action::Stopped);
-        }
-    }
-
-    /// Sessions that were replaced while they were interrupted have no time limit; too many of them get one.
-    fn limit_surplus(&mut self) {
-        let drained = self.now + self.settings.drain;
-        let mut surplus: Vec<_> =
-            self.sessions.iter_mut().filter(|s| s.phase == Phase::Retired { until: None }).collect();
-        let over = surplus.len().saturating_sub(SURPLUS);
-        for session in surplus.iter_mut().take(over) {
-            session.phase = Phase::Retired { until: Some(drained) };
-        }
-    }
-
-    fn settle_session(&mut self, generation: Generation, random: f64, actions: &mut Vec<Action>) {
-        let now = self.now;
-        let (resume_for, rotate) = (self.settings.resume_for, self.settings.rotate);
-        let stopping = self.stopping;
-        let Some(session) = self.session_mut(generation) else { return };
-
-        if let AtService::TerminateAt { at, attempts } = session.at_service
-            && at <= now
-        {
-            session.at_service = AtService::Terminating { attempts: attempts + 1 };
-            actions.push(Action::Terminate(generation));
-        }
-        if let Some(stopping) = stopping {
-            let waits = matches!(session.phase, Phase::Ready | Phase::Retired { .. }) && session.open > 0;
-            if !waits || stopping.grace_until <= now {
-                self.end(generation, "stopped", true, actions);
-            }
-            if stopping.deadline <= now {
-                self.give_up(generation, actions);
-            }
-            return;
-        }
-        let down_too_long = session.down_since.is_some_and(|since| since + resume_for <= now);
-        match session.phase {
-            Phase::Opening { deadline } if deadline <= now => {
-                actions.push(Action::KillPlugin(generation));
-                let failure =
-                    session.failure(&format!("the plugin's port was not open after {} s", OPENING.as_secs()));
-                self.fail(generation, failure, random, actions);
-            }
-            Phase::Ready | Phase::Retired { .. } if down_too_long => {
-                actions.push(Action::KillPlugin(generation));
-                let text = format!("the data channel could not be resumed for {} s", resume_for.as_secs());
-                self.end(generation, &text, false, actions);
-            }
-            Phase::Ready => {
-                let age = now - session.began;
-                if session.expired.is_none() && rotate.is_some_and(|rotate| rotate <= age) {
-                    session.expired = Some(Reason::Age);
-                }
-            }
-            Phase::Retired { .. } if session.open == 0 => self.end(generation, "replaced", true, actions),
-            Phase::Retired { until: Some(until) } if until <= now => {
-                self.end(generation, "replaced; its connections had their time", true, actions);
-            }
-            _ => {}
-        }
-    }
-
-    /// Stopping has taken too long: what is left is killed here and left to the record there.
-    fn give_up(&mut self, generation: Generation, actions: &mut Vec<Action>) {
-        let Some(session) = self.session(generation) else { return };
-        match session.at_service {
-            AtService::Over if !session.plugin => {}
-            AtService::Over => {
-                actions.push(Action::KillPlugin(generation));
-                actions.push(Action::Forget(generation));
-                self.sessions.retain(|session| session.generation != generation);
-            }
-            _ => {
-                let text = "there was no time to terminate it".to_owned();
-                actions.push(Action::Report(Report::NotTerminated(generation, text)));
-                self.leave_recorded(generation, actions);
-            }
-        }
-    }
-
-    fn settle_slot(&mut self, index: usize, actions: &mut Vec<Action>) {
-        let (now, failover_after) = (self.now, self.settings.failover_after);
-        let wanted = index < self.settings.sessions.max(1);
-        let Some(slot) = self.slots.get(index) else { return };
-
-        if slot.serving.is_none() && wanted {
-            let up_again = |s: &&mut Session| {
-                s.slot == index
-                    && s.phase == (Phase::Retired { until: None })
-                    && s.down_since.is_none()
-                    && s.expired.is_none()
-            };
-            if let Some(session) = self.sessions.iter_mut().rev().find(up_again) {
-                session.phase = Phase::Ready;
-                let generation = session.generation;
-                actions.push(Action::Report(Report::ServesAgain(generation)));
-                if let Some(slot) = self.slots.get_mut(index) {
-                    slot.serving = Some(generation);
-                }
-            }
-        }
-
-        let serving =
-            self.slots.get(index).and_then(|slot| slot.serving).and_then(|g| self.session(g)).cloned();
-        let down =
-            serving.as_ref().and_then(|s| s.down_since).is_some_and(|since| since + failover_after <= now);
-        let expired = serving.as_ref().and_then(|s| s.expired);
-        let proven = serving.as_ref().and_then(|s| s.ready_at).is_some_and(|at| at + PROVEN <= now);
-        let wants_next = wanted && (serving.is_none() || down || expired.is_some());
-
-        let Some(slot) = self.slots.get_mut(index) else { return };
-        if proven {
-            slot.backoff.reset();
-        }
-        match slot.next {
-            Next::Building(generation) => {
-                let outdated =
-                    self.session(generation).is_some_and(|s| s.expired == Some(Reason::Configuration));
-                if !wants_next || outdated {
-                    self.end(generation, "no longer needed", true, actions);
-                }
-            }
-            Next::Waiting { .. } if !wants_next => slot.next = Next::None,
-            _ => {}
-        }
-        if !wanted && let Some(generation) = self.slots.get(index).and_then(|slot| slot.serving) {
-            if let Some(session) = self.session_mut(generation) {
-                session.expired = Some(Reason::Configuration);
-            }
-            if let Some(slot) = self.slots.get_mut(index) {
-                slot.serving = None;
-            }
-            self.retire(generation, actions);
-        }
-        let due = self.slots.get(index).is_some_and(|slot| match slot.next {
-            Next::None => true,
-            Next::Waiting { until } => until <= now,
-            Next::Building(_) => false,
-        });
-        if wants_next && due {
-            if let Some(serving) = &serving {
-                let report = match expired {
-                    Some(reason) => Report::Replacing(serving.generation, reason),
-                    None => Report::FailingOver(serving.generation, failover_after),
-                };
-                actions.push(Action::Report(report));
-            }
-            self.begin(index, actions);
-        }
-    }
-
-    fn begin(&mut self, index: usize, actions: &mut Vec<Action>) {
-        let generation = Generation(self.next_generation);
-        let targets = self.settings.targets.max(1);
-        let Some(slot) = self.slots.get_mut(index) else { return };
-        self.next_generation += 1;
-        slot.next = Next::Building(generation);
-        actions.push(Action::Start(generation, slot.target % targets));
-        self.sessions.push(Session::new(generation, index, self.now));
     }
 }
 

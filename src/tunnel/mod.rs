@@ -25,6 +25,7 @@ mod backoff;
 pub mod failure;
 mod machine;
 mod session;
+mod settle;
 pub mod status;
 #[cfg(test)]
 mod walk;

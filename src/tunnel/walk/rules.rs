@@ -1,0 +1,277 @@
+//! The rules one by one.
+
+use super::*;
+use crate::tunnel::Report;
+use crate::tunnel::machine::{BARELY, OPENING, TERMINATE_ATTEMPTS};
+
+fn up() -> World {
+    let mut world = World::new(settings());
+    world.about(1, SessionEvent::Started);
+    world.now += SECOND;
+    world.about(1, SessionEvent::Opened);
+    assert_eq!(world.tunnel.status().state, State::Up);
+    world.now += 10 * SECOND;
+    world
+}
+
+fn closed() -> SessionEvent {
+    SessionEvent::ChannelClosed { reason: "close 1000: Bye".into() }
+}
+
+#[test]
+fn an_hourly_close_costs_no_session() {
+    let mut world = up();
+    let actions = world.about(1, closed());
+    assert_eq!(actions[0], Action::Route(vec![]), "clients are held");
+    assert_eq!(world.tunnel.status().state, State::Interrupted);
+    world.now += SECOND;
+    let actions = world.about(1, SessionEvent::ChannelResumed { attempts: 1 });
+    assert_eq!(actions[0], Action::Route(vec![Generation(1)]));
+    assert!(actions.contains(&Action::Report(Report::Resumed(Generation(1), SECOND, 1))));
+}
+
+#[test]
+fn a_long_interruption_starts_a_second_session_and_keeps_the_first() {
+    let mut world = up();
+    world.about(1, SessionEvent::Connections(1));
+    world.about(1, closed());
+    let actions = world.advance_to_deadline();
+    assert!(actions.contains(&Action::Start(Generation(2), 0)));
+    world.about(2, SessionEvent::Started);
+    world.about(2, SessionEvent::Opened);
+    assert_eq!(world.tunnel.routes, [Generation(2)]);
+    // The first comes back: its connection goes on as long as it likes.
+    world.about(1, SessionEvent::ChannelResumed { attempts: 9 });
+    world.now += 100_000 * SECOND;
+    let actions = world.feed(Event::Tick, 0.5);
+    assert!(!actions.contains(&Action::Cut(Generation(1))));
+    // The second is lost: the first serves again, at once and without another StartSession.
+    let actions = world.about(2, SessionEvent::Ended { reason: "terminated".into() });
+    assert_eq!(actions[0], Action::Route(vec![Generation(1)]));
+    assert!(!actions.iter().any(|action| matches!(action, Action::Start(..))));
+}
+
+#[test]
+fn a_session_that_is_back_first_keeps_its_place() {
+    let mut world = up();
+    world.about(1, closed());
+    world.advance_to_deadline();
+    let actions = world.about(1, SessionEvent::ChannelResumed { attempts: 3 });
+    assert_eq!(actions[0], Action::Route(vec![Generation(1)]));
+    // StartSession answers late: that session is terminated, no plugin is launched for it.
+    let actions = world.about(2, SessionEvent::Started);
+    assert_eq!(actions, [Action::Terminate(Generation(2))]);
+}
+
+#[test]
+fn a_session_that_cannot_be_resumed_is_given_up() {
+    let mut world = up();
+    world.about(1, SessionEvent::Connections(1));
+    world.about(1, closed());
+    world.advance_to_deadline();
+    world.about(2, SessionEvent::Started);
+    world.about(2, SessionEvent::Opened);
+    let actions = world.advance_to_deadline();
+    assert_eq!(world.now, 11 * SECOND + 60 * SECOND + 5 * SECOND, "the second session's first minute");
+    assert!(actions.is_empty());
+    let actions = world.advance_to_deadline();
+    assert_eq!(world.now, 11 * SECOND + 600 * SECOND);
+    assert!(
+        actions.contains(&Action::Cut(Generation(1))) && actions.contains(&Action::KillPlugin(Generation(1)))
+    );
+    assert_eq!(world.tunnel.routes, [Generation(2)]);
+}
+
+#[test]
+fn a_lost_plugin_is_replaced_at_once_again_and_again() {
+    let mut world = up();
+    for generation in 1..20 {
+        let actions = world.about(generation, SessionEvent::PluginExited { words: "killed".into() });
+        assert!(actions.contains(&Action::Start(Generation(generation + 1), 0)), "{generation}: {actions:?}");
+        assert!(actions.contains(&Action::Terminate(Generation(generation))));
+        world.about(generation, SessionEvent::Terminated(Ok(())));
+        world.about(generation + 1, SessionEvent::Started);
+        world.about(generation + 1, SessionEvent::Opened);
+        world.now += 3 * SECOND;
+    }
+}
+
+#[test]
+fn a_plugin_that_dies_at_birth_is_not_started_in_a_loop() {
+    let mut world = up();
+    let mut starts = 0;
+    for _ in 0..2000 {
+        let newest = *world.real.keys().last().unwrap();
+        let real = &world.real[&newest];
+        let actions = if real.start_pending {
+            world.about(newest, SessionEvent::Started)
+        } else if real.plugin && !real.open {
+            world.about(newest, SessionEvent::Opened)
+        } else if real.plugin {
+            world.now += BARELY / 2;
+            world.about(newest, SessionEvent::PluginExited { words: "gone".into() })
+        } else {
+            world.advance_to_deadline()
+        };
+        starts += actions.iter().filter(|action| matches!(action, Action::Start(..))).count();
+        if world.now > 600 * SECOND {
+            break;
+        }
+    }
+    // Half of the last ceiling, which is what a random number of 0.5 makes of it, and the plugin's half second.
+    assert!(starts < 600 / 5, "{starts} starts in ten minutes");
+}
+
+#[test]
+fn a_plugin_that_never_opens_its_port_is_killed() {
+    let mut world = World::new(settings());
+    world.about(1, SessionEvent::Started);
+    let actions = world.advance_to_deadline();
+    assert_eq!(world.now, OPENING);
+    assert!(actions.contains(&Action::KillPlugin(Generation(1))));
+    assert!(!actions.contains(&Action::StopPlugin(Generation(1))));
+    assert!(matches!(world.tunnel.status().failure, Some(failure) if failure.text.contains("20 s")));
+}
+
+#[test]
+fn a_data_channel_that_cannot_be_opened_says_why() {
+    let mut world = World::new(settings());
+    world.about(1, SessionEvent::Started);
+    world.about(1, SessionEvent::NotOpened(Failure::new(Class::Network, "500 from the service")));
+    assert!(world.real[&1].plugin, "it may pass");
+    let actions = world.advance_to_deadline();
+    assert!(actions.contains(&Action::KillPlugin(Generation(1))));
+    let Failure { class, text } = world.tunnel.status().failure.unwrap();
+    assert_eq!(class, Class::Network);
+    assert!(text.contains("20 s") && text.contains("500 from the service"), "{text}");
+
+    let mut world = World::new(settings());
+    world.about(1, SessionEvent::Started);
+    let actions = world.about(1, SessionEvent::NotOpened(Failure::new(Class::Access, "403 not allowed")));
+    assert!(
+        actions.contains(&Action::StopPlugin(Generation(1)))
+            && actions.contains(&Action::Terminate(Generation(1)))
+    );
+    let status = world.tunnel.status();
+    assert_eq!(status.failure, Some(Failure::new(Class::Access, "403 not allowed")));
+    assert!(status.next_attempt.unwrap() >= 7 * SECOND, "the clock of its class");
+}
+
+#[test]
+fn rotation_is_make_before_break() {
+    let mut world = World::new(Settings { rotate: Some(3600 * SECOND), ..settings() });
+    world.about(1, SessionEvent::Started);
+    world.about(1, SessionEvent::Opened);
+    world.about(1, SessionEvent::Connections(1));
+    world.now = 3600 * SECOND;
+    let actions = world.feed(Event::Tick, 0.5);
+    assert!(actions.contains(&Action::Start(Generation(2), 0)));
+    assert_eq!(world.tunnel.routes, [Generation(1)], "it serves until the other one is ready");
+    world.about(2, SessionEvent::Started);
+    let actions = world.about(2, SessionEvent::Opened);
+    assert_eq!(actions[0], Action::Route(vec![Generation(2)]));
+    assert!(!actions.contains(&Action::Cut(Generation(1))));
+    world.now += 600 * SECOND;
+    let actions = world.feed(Event::Tick, 0.5);
+    assert!(actions.contains(&Action::Cut(Generation(1))), "its connections had their time");
+}
+
+#[test]
+fn a_replaced_session_ends_when_it_is_empty() {
+    let mut world = up();
+    world.about(1, SessionEvent::Connections(2));
+    world.feed(Event::Configure { settings: settings(), renew: true }, 0.5);
+    world.about(2, SessionEvent::Started);
+    world.about(2, SessionEvent::Opened);
+    assert!(world.about(1, SessionEvent::Connections(1)).is_empty());
+    let actions = world.about(1, SessionEvent::Connections(0));
+    assert!(
+        actions.contains(&Action::StopPlugin(Generation(1)))
+            && actions.contains(&Action::Terminate(Generation(1)))
+    );
+}
+
+#[test]
+fn the_other_targets_are_tried_at_once() {
+    let mut tunnel = Tunnel::new(Settings { targets: 3, ..settings() });
+    let mut actions = tunnel.handle(Time::ZERO, Event::Tick, 0.5);
+    for (generation, target) in [(1, 0), (2, 1), (3, 2)] {
+        assert!(actions.contains(&Action::Start(Generation(generation), target)), "{actions:?}");
+        let failed = SessionEvent::StartFailed(Failure::new(Class::TargetNotConnected, "offline"));
+        actions = tunnel.handle(Time::ZERO, Event::Session(Generation(generation), failed), 0.5);
+    }
+    assert!(!actions.iter().any(|action| matches!(action, Action::Start(..))));
+    let at = tunnel.next_deadline().unwrap();
+    assert!(at >= SECOND && at <= 2 * SECOND);
+    assert!(tunnel.handle(at, Event::Tick, 0.5).contains(&Action::Start(Generation(4), 0)));
+}
+
+#[test]
+fn a_session_that_cannot_be_terminated_is_left_to_the_record() {
+    let mut world = up();
+    world.about(1, SessionEvent::PluginExited { words: "gone".into() });
+    for attempt in 1..=TERMINATE_ATTEMPTS {
+        assert!(world.real[&1].terminate_pending, "attempt {attempt}");
+        world.about(1, SessionEvent::Terminated(Err(Failure::new(Class::Access, "denied"))));
+        while world.real.get(&1).is_some_and(|real| !real.terminate_pending) {
+            world.advance_to_deadline();
+        }
+    }
+    assert_eq!(world.recorded, 1);
+}
+
+#[test]
+fn a_wrong_document_is_said_and_not_tried_in_a_loop() {
+    let mut world = World::new(settings());
+    world.about(1, SessionEvent::Started);
+    world.about(1, SessionEvent::Kind("Standard_Stream".into()));
+    let status = world.tunnel.status();
+    assert!(status.failure.unwrap().text.contains("Standard_Stream"));
+    assert!(status.next_attempt.unwrap() >= 240 * SECOND);
+}
+
+#[test]
+fn a_destination_that_fails_is_resolved_anew_but_not_for_ever() {
+    let mut world = up();
+    let mut starts = 0;
+    for _ in 0..100 {
+        let newest = *world.real.keys().last().unwrap();
+        world.now += SECOND;
+        let actions = world.about(newest, SessionEvent::DestinationFailed);
+        starts += actions.iter().filter(|action| matches!(action, Action::Start(..))).count();
+        world.obliges(|w| w.tunnel.sessions.len() == 1 && w.tunnel.status().state == State::Up);
+    }
+    assert_eq!(starts, 1);
+}
+
+#[test]
+fn open_connections_have_their_grace_when_the_tunnel_stops() {
+    let mut world = up();
+    world.about(1, SessionEvent::Connections(1));
+    let began = world.now;
+    let actions = world.feed(STOP, 0.5);
+    assert_eq!(actions, [Action::Route(vec![])], "no new ones, and the open one goes on");
+    let actions = world.advance_to_deadline();
+    assert_eq!(world.now, began + 5 * SECOND);
+    assert!(
+        actions.contains(&Action::Cut(Generation(1))) && actions.contains(&Action::StopPlugin(Generation(1)))
+    );
+    // The plugin does not listen and the service does not answer.
+    let actions = world.advance_to_deadline();
+    assert_eq!(world.now, began + 12 * SECOND);
+    assert!(actions.contains(&Action::KillPlugin(Generation(1))));
+    assert!(actions.contains(&Action::LeaveRecorded(Generation(1))) && world.stopped);
+}
+
+#[test]
+fn a_tunnel_without_connections_stops_at_once() {
+    let mut world = up();
+    let actions = world.feed(STOP, 0.5);
+    assert!(
+        actions.contains(&Action::StopPlugin(Generation(1)))
+            && actions.contains(&Action::Terminate(Generation(1)))
+    );
+    world.about(1, SessionEvent::Terminated(Ok(())));
+    let actions = world.about(1, SessionEvent::PluginExited { words: "stopped".into() });
+    assert_eq!(actions, [Action::Forget(Generation(1)), Action::Stopped]);
+}
