@@ -35,7 +35,7 @@ const STYLES: Styles = Styles::styled()
 /// in between wait, and open connections survive the service's hourly close.
 #[derive(Debug, Parser)]
 #[command(name = "autossm", version, styles = STYLES, max_term_width = 100, subcommand_required = true)]
-#[command(arg_required_else_help = true, after_long_help = EXAMPLES)]
+#[command(arg_required_else_help = true, disable_help_subcommand = true, after_long_help = EXAMPLES)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
