@@ -218,14 +218,20 @@ class Scenarios:
     def kills(self):
         def kill():
             pid = self.site.main_pid()
-            os.kill(self.site.host_pid(pid), signal.SIGKILL)
+            daemon = self.site.host_pid(pid)
+            killed = time.monotonic()
+            os.kill(daemon, signal.SIGKILL)
             self.site.wait_up(other_than=pid)
+            return killed
 
         self.disturb("kill -9", kill, TIMES)
 
     def upgrade(self):
         before = self.site.main_pid()
-        self.disturb("upgrade", lambda: self.site.install_package(self.packages[1]), 1, untouched=0)
+        def upgrade():
+            self.site.install_package(self.packages[1])
+
+        self.disturb("upgrade", upgrade, 1, untouched=0)
         version = self.site.run("dpkg-query", "-W", "-f", "${Version}", "autossm").stdout
         self.shows(self.site.main_pid() != before, f"{version} runs now")
 
@@ -243,17 +249,16 @@ class Scenarios:
         """Does it again and again under load, and compares what clients saw with what may happen."""
         before = self.site.lab.sessions()
         load = Load(self.site)
-        spans = []
+        spans, instants = [], []
         for _ in range(times):
             time.sleep(1)
             began = time.monotonic()
-            act()
+            killed = act()
             wait("it to be up", 60, self.site.is_up)
             spans.append((began, time.monotonic()))
+            instants += [killed] if killed else self.told_to_stop(began)
         time.sleep(1)
         clients = load.finish()
-
-        instants = self.ends(spans)
 
         def open_then(began, took):
             # Accepted by a process that is then told to end.
@@ -288,14 +293,11 @@ class Scenarios:
             f"{len(left)} sessions at the service, as there are tunnels; {len(left & before)} untouched",
         )
 
-    def ends(self, spans):
-        """When a process was told to end: by SIGTERM as it has logged it, by SIGKILL at once."""
-        stopping = [
-            int(entry["__MONOTONIC_TIMESTAMP"]) / 1e6
-            for entry in self.site.journal("-u", "autossm@db", "AUTOSSM_EVENT=stopping")
-        ]
-        told = [[instant for instant in stopping if start <= instant <= end] or [start] for start, end in spans]
-        return [instant for instants in told for instant in instants]
+    def told_to_stop(self, since):
+        """When, by its own log, a process has heard SIGTERM: a package does more before that than to send it."""
+        stopping = self.site.journal("-u", "autossm@db", "AUTOSSM_EVENT=stopping")
+        instants = [int(entry["__MONOTONIC_TIMESTAMP"]) / 1e6 for entry in stopping]
+        return [instant for instant in instants if instant >= since]
 
     def hang(self):
         site = self.site
