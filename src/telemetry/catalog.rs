@@ -227,6 +227,39 @@ pub static ENTRIES: &[Entry] = &[
                The lines before this one say what the tunnel waits for.",
     },
     Entry {
+        event: "keep_alive",
+        id: "5d0b3a0e8c7f4f6b9d21c47e60f3ab18",
+        subject: "A keep-alive was sent to the agent",
+        text: "Nothing has flowed through session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ for `keepalive`.\n\
+               A frame that says nothing was put into the stream, so that the session does not run into the\n\
+               account's idle timeout. Said at trace level only.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "round_trip",
+        id: "79449cd6da424d8c9f58167be4e892d3",
+        subject: "The agent has answered a keep-alive",
+        text: "A keep-alive of session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ was acknowledged by the agent\n\
+               after @AUTOSSM_DURATION_US@ µs. Said at debug level only.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "agent_away",
+        id: "c29f12005ad340328f1eb31b90955087",
+        subject: "The agent has lost its connection",
+        text: "The service says that the agent of session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ is away.\n\
+               If it does not come back within 15 s, the session counts as interrupted. Said at debug level only.\n\n\
+               If it stays away, look at the SSM agent on the target.",
+    },
+    Entry {
+        event: "agent_back",
+        id: "c735206704864d5cab90c890cb2e19c4",
+        subject: "The agent is back",
+        text: "The agent of session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ has its connection again.\n\
+               Said at debug level only.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
         event: "line_feeds_not_restored",
         id: "b0c41f5e9d374c0f8a52e6d17f0b3c94",
         subject: "Line feeds are not restored",
