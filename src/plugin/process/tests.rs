@@ -188,6 +188,9 @@ async fn tells_what_it_says_and_why_it_ends() {
 
 #[tokio::test]
 async fn stops_at_sigint() {
+    // The daemon has a handler for SIGINT, which programs that it starts do not inherit. A test that is run in the
+    // background has it ignored, which they do.
+    let _handler = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).unwrap();
     // Nothing is forked after "ready": dash loses a signal that comes while it does.
     let mut plugin = Plugin::start(
         "sleep 600 &\ntrap 'echo Terminate signal received, exiting.; exit 0' INT\necho ready\nwait",
