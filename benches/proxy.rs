@@ -1,6 +1,7 @@
 //! What the proxy adds to a round trip over loopback: the same echo, asked directly, through the least that a relay can
 //! be (two threads that block), and through the proxy, by turns. Most of what any relay adds is the host's time to wake
-//! two more threads; the bare relay shows how much of it that is. It fails if the proxy adds more than [`LIMIT`].
+//! two more threads; the bare relay shows how much of it that is. It fails if the proxy adds more than [`LIMIT`], unless the
+//! host is so slow to wake threads that the bare relay adds much of that too.
 //!
 //! `cargo bench --bench proxy` (or, unoptimised but under the same limit, `cargo test --bench proxy`).
 
@@ -20,20 +21,31 @@ const ROUNDS: usize = 200;
 const TRIPS_PER_ROUND: usize = 100;
 /// Added to the median round trip.
 const LIMIT: Duration = Duration::from_micros(60);
+/// On a slow host: so many times what the bare relay adds.
+const BARE_RELAYS: u32 = 3;
 /// Other work on the host adds to what is measured, and never takes from it: the best of so many counts.
 const MEASUREMENTS: usize = 5;
 
 fn main() -> anyhow::Result<()> {
     for _ in 0..MEASUREMENTS {
-        if measure()? <= LIMIT {
+        let Added { bare_relay, proxy } = measure()?;
+        if proxy <= LIMIT.max(bare_relay * BARE_RELAYS) {
             return Ok(());
         }
     }
-    anyhow::bail!("the proxy adds more than {} µs to the median round trip", LIMIT.as_micros())
+    anyhow::bail!(
+        "the proxy adds more than {} µs to the median round trip, and more than {BARE_RELAYS} times what a bare relay adds",
+        LIMIT.as_micros()
+    )
 }
 
-/// What the proxy adds to the median round trip.
-fn measure() -> anyhow::Result<Duration> {
+/// What is added to the median round trip.
+struct Added {
+    bare_relay: Duration,
+    proxy: Duration,
+}
+
+fn measure() -> anyhow::Result<Added> {
     let echo = echo()?;
     let mut ways = [
         ("direct", connect(echo)?, Vec::new()),
@@ -52,11 +64,12 @@ fn measure() -> anyhow::Result<Duration> {
         }
     }
     println!("round trip of {MESSAGE} bytes, {} each way", ROUNDS * TRIPS_PER_ROUND);
-    let (mut direct, mut added) = (None, Duration::ZERO);
+    let (mut direct, mut all) = (None, Vec::new());
     for (name, _, times) in ways {
         let Quantiles { median, p99 } = Quantiles::of(times);
         let direct = *direct.get_or_insert(median);
-        added = median.saturating_sub(direct);
+        let added = median.saturating_sub(direct);
+        all.push(added);
         println!(
             "  {name:<11} median {:7.1} µs   p99 {:7.1} µs   added {:7.1} µs   ratio {:5.2}",
             micros(median),
@@ -65,8 +78,8 @@ fn measure() -> anyhow::Result<Duration> {
             micros(median) / micros(direct)
         );
     }
-    // The proxy is the last.
-    Ok(added)
+    let [_, bare_relay, proxy] = all[..] else { anyhow::bail!("three ways were measured") };
+    Ok(Added { bare_relay, proxy })
 }
 
 struct Quantiles {
