@@ -8,7 +8,8 @@
 //!              └─ tunnel (pure state machine) ◄─────┘ events
 //! ```
 //!
-//! Imports point down only: `cli` → `driver` → (`aws`, `plugin`, `gateway`, `proxy`) → `tunnel`, `config`.
+//! Imports point down only: `cli` → `driver` → (`aws`, `plugin`, `gateway`, `proxy`, `systemd`) → `tunnel`, `config`. Log
+//! lines are `telemetry`'s business.
 
 pub mod aws;
 pub mod cli;

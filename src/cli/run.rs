@@ -61,7 +61,7 @@ async fn serve(args: &RunArgs, tunnels: Vec<Tunnel>, kept: Vec<Kept>) -> ExitCod
     let started = prepare(args).and_then(|shared| {
         // First: from here on there is something to clean up.
         let signals = Signals::new().context("signal handlers")?;
-        Ok((Tunnels::start(shared, bound).context("a tunnel's folder in the runtime directory")?, signals))
+        Ok((Tunnels::start(shared, bound).context("a tunnel's folder in the state directory")?, signals))
     });
     let (mut tunnels, mut signals) = match started {
         Ok(started) => started,

@@ -27,6 +27,7 @@ use crate::aws::target;
 use crate::config::{self, GatewayMode};
 use crate::gateway::Authority;
 use crate::plugin::find::find;
+use crate::plugin::process::Running;
 use crate::plugin::version::Versions;
 use crate::proxy::Route;
 use crate::tunnel::failure::Failure;
@@ -98,7 +99,7 @@ impl Driver {
     /// A driver for `config` that has begun nothing yet.
     ///
     /// # Errors
-    /// The tunnel's folder in the runtime directory cannot be made.
+    /// The tunnel's folder in the state directory cannot be made.
     pub fn new(shared: Shared, config: config::Tunnel) -> io::Result<(Self, Handle)> {
         let record = Record::open(shared.state_dir.join(&config.name))?;
         let core = Tunnel::new(settings(&config));
@@ -246,16 +247,12 @@ impl Driver {
                 }
             }
             Action::StopPlugin(generation) => {
-                if let Some(plugin) =
-                    self.sessions.get(&generation).and_then(|session| session.plugin.as_ref())
-                {
+                if let Some(plugin) = self.plugin(generation) {
                     plugin.stop();
                 }
             }
             Action::KillPlugin(generation) => {
-                if let Some(plugin) =
-                    self.sessions.get(&generation).and_then(|session| session.plugin.as_ref())
-                {
+                if let Some(plugin) = self.plugin(generation) {
                     plugin.kill();
                 }
             }
@@ -281,6 +278,10 @@ impl Driver {
             Action::Stopped => {}
         }
         None
+    }
+
+    fn plugin(&self, generation: Generation) -> Option<&Running> {
+        self.sessions.get(&generation)?.plugin.as_ref()
     }
 
     fn start(&mut self, generation: Generation, target: usize) {

@@ -11,7 +11,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Opens the record in the tunnel's runtime folder.
+    /// Opens the record in the tunnel's folder.
     ///
     /// # Errors
     /// The folder cannot be made.

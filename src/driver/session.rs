@@ -50,8 +50,8 @@ pub(super) struct Session {
     pub route: Option<Arc<Route>>,
     gateway: Option<Gateway>,
     ledger: Arc<Ledger>,
-    /// In `observe` mode: the plugin's connection was closed and not opened again yet.
-    unobserved: bool,
+    /// The data channel was closed and is not open again yet.
+    down: bool,
     /// Why resuming failed last, while the data channel is down.
     resume_failure: Option<Class>,
 }
@@ -112,24 +112,14 @@ impl Session {
     ) -> Option<SessionEvent> {
         let (tunnel, session) = (&config.name, self.id().to_owned());
         match event {
-            gateway::Event::ChannelOpened if self.unobserved => {
-                self.unobserved = false;
-                Some(SessionEvent::ChannelResumed { attempts: 1 })
-            }
+            // In `observe` mode every opening looks like the first.
+            gateway::Event::ChannelOpened if self.down => Some(self.resumed(1)),
             gateway::Event::ChannelOpened => None,
             gateway::Event::Handshake { agent_version, session_type, encrypted } => {
                 debug!(tunnel, session, agent_version, session_type, encrypted, "handshake");
                 Some(SessionEvent::Kind(session_type))
             }
-            gateway::Event::ChannelClosed { code, reason } => {
-                self.unobserved = config.gateway == GatewayMode::Observe;
-                self.interrupted(true);
-                let reason = match code {
-                    Some(code) => format!("code {code}: {reason}"),
-                    None => reason,
-                };
-                Some(SessionEvent::ChannelClosed { reason })
-            }
+            gateway::Event::ChannelClosed { code, reason } => Some(self.closed(code, reason)),
             gateway::Event::ResumeFailed(failure) if self.route.is_none() => {
                 debug!(tunnel, session, reason = failure.text, "the data channel is not open yet");
                 Some(SessionEvent::NotOpened(failure))
@@ -149,11 +139,7 @@ impl Session {
                 }
                 None
             }
-            gateway::Event::ChannelResumed { attempts, .. } => {
-                self.resume_failure = None;
-                self.interrupted(false);
-                Some(SessionEvent::ChannelResumed { attempts })
-            }
+            gateway::Event::ChannelResumed { attempts, .. } => Some(self.resumed(attempts)),
             gateway::Event::RoundTrip(took) => {
                 let duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
                 debug!(tunnel, session, event = "round_trip", duration_us, "keep-alive acknowledged");
@@ -215,7 +201,6 @@ impl Session {
         generation: Generation,
         sender: &mpsc::Sender<Message>,
     ) -> Option<SessionEvent> {
-        debug!(tunnel = config.name, session = self.id(), ?output, "the plugin says");
         let observed = config.gateway == GatewayMode::Observe;
         match output {
             // Where its log goes to its output it says so twice.
@@ -230,14 +215,8 @@ impl Session {
             }),
             Output::SessionClosed { reason } => Some(SessionEvent::Ended { reason }),
             Output::DestinationFailed if observed => Some(SessionEvent::DestinationFailed),
-            Output::ChannelClosed { code, reason } if observed => {
-                self.unobserved = true;
-                Some(SessionEvent::ChannelClosed { reason: format!("code {code}: {reason}") })
-            }
-            Output::Reconnected if observed && self.unobserved => {
-                self.unobserved = false;
-                Some(SessionEvent::ChannelResumed { attempts: 1 })
-            }
+            Output::ChannelClosed { code, reason } if observed => Some(self.closed(Some(code), reason)),
+            Output::Reconnected if observed && self.down => Some(self.resumed(1)),
             Output::DataTimeout if observed => Some(SessionEvent::PluginHung {
                 reason: "nothing that it sent was acknowledged for five minutes".to_owned(),
             }),
@@ -245,10 +224,26 @@ impl Session {
         }
     }
 
-    /// Tells the proxy whether the destination can be heard.
-    fn interrupted(&self, interrupted: bool) {
+    fn closed(&mut self, code: Option<u16>, reason: String) -> SessionEvent {
+        self.set_down(true);
+        let reason = match code {
+            Some(code) => format!("code {code}: {reason}"),
+            None => reason,
+        };
+        SessionEvent::ChannelClosed { reason }
+    }
+
+    fn resumed(&mut self, attempts: u32) -> SessionEvent {
+        self.set_down(false);
+        self.resume_failure = None;
+        SessionEvent::ChannelResumed { attempts }
+    }
+
+    /// The proxy has to know too: a destination that cannot be heard is not silent.
+    fn set_down(&mut self, down: bool) {
+        self.down = down;
         if let Some(route) = &self.route {
-            route.interrupted.store(interrupted, Relaxed);
+            route.interrupted.store(down, Relaxed);
         }
     }
 
@@ -256,6 +251,7 @@ impl Session {
     fn open_route(&mut self, port: u16, generation: Generation, sender: &mpsc::Sender<Message>) {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let route = Arc::new(Route::new(generation, self.id().to_owned(), address, self.ledger.clone()));
+        route.interrupted.store(self.down, Relaxed);
         let mut open = route.open.subscribe();
         let sender = sender.clone();
         tokio::spawn(async move {
@@ -284,4 +280,51 @@ fn forward<E: Send + 'static>(
         }
     });
     events
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tunnel(gateway: &str) -> config::Tunnel {
+        let text = format!(
+            "[[tunnel]]\nname = \"db\"\nlisten = \"127.0.0.1:15432\"\ntarget = \"i-0123456789abcdef0\"\n\
+             remote_port = 5432\ngateway = \"{gateway}\"\n"
+        );
+        config::parse("config.toml", &text).unwrap().tunnels.remove(0)
+    }
+
+    /// As long as the proxy believes the data channel to be down, no client that has closed is let go.
+    #[tokio::test]
+    async fn the_proxy_hears_of_every_close_and_of_every_resume() {
+        let (sender, _messages) = mpsc::channel(1);
+        let closed = || gateway::Event::ChannelClosed { code: None, reason: "reset".into() };
+        let after = std::time::Duration::ZERO;
+        for (mode, back) in [
+            ("hold", gateway::Event::ChannelResumed { after, attempts: 1 }),
+            ("observe", gateway::Event::ChannelOpened),
+        ] {
+            let (config, mut session) = (tunnel(mode), Session::default());
+            session.open_route(1, Generation(1), &sender);
+            let route = session.route.clone().unwrap();
+            let event = session.gateway_event(&config, closed());
+            assert_eq!(event, Some(SessionEvent::ChannelClosed { reason: "reset".into() }));
+            assert!(route.interrupted.load(Relaxed), "{mode}");
+            let event = session.gateway_event(&config, back);
+            assert_eq!(event, Some(SessionEvent::ChannelResumed { attempts: 1 }));
+            assert!(!route.interrupted.load(Relaxed), "{mode}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_route_that_is_opened_while_the_channel_is_down_knows_it() {
+        let (sender, _messages) = mpsc::channel(1);
+        let mut session = Session::default();
+        session.gateway_event(
+            &tunnel("hold"),
+            gateway::Event::ChannelClosed { code: None, reason: String::new() },
+        );
+        session.open_route(1, Generation(1), &sender);
+        assert!(session.route.unwrap().interrupted.load(Relaxed));
+    }
 }

@@ -140,7 +140,7 @@ impl Tunnels {
     /// Starts serving.
     ///
     /// # Errors
-    /// A tunnel's folder in the runtime directory cannot be made.
+    /// A tunnel's folder in the state directory cannot be made.
     pub fn start(shared: Shared, bound: Vec<Bound>) -> io::Result<Self> {
         let mut tunnels = Self {
             shared,
