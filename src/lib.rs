@@ -8,12 +8,13 @@
 //!              └─ tunnel (pure state machine) ◄─────┘ events
 //! ```
 //!
-//! Imports point down only: `cli` → `driver` → (`aws`, `plugin`, `gateway`, `proxy`, `systemd`) → `tunnel`, `config`. Log
+//! Imports point down only: `cli` → `driver` → (`aws`, `plugin`, `gateway`, `proxy`, `control`, `systemd`) → `tunnel`, `config`. Log
 //! lines are `telemetry`'s business.
 
 pub mod aws;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod driver;
 pub mod gateway;
 pub mod plugin;
