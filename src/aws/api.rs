@@ -1,13 +1,14 @@
 //! What autossm needs of the Session Manager API.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 
 use crate::tunnel::failure::Failure;
 
-/// The four calls that keep a tunnel up, and what a signature needs. One value stands for one identity: a region,
+/// The calls that keep a tunnel up, and what a signature needs. One value stands for one identity: a region,
 /// credentials and an endpoint.
 ///
 /// Every call ends within 20 s, and is made once: retrying is the tunnel's business.
@@ -24,18 +25,36 @@ pub trait Api: Send + Sync {
     /// Ends a session. A session that has ended already is a success.
     fn terminate_session<'a>(&'a self, session_id: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
 
-    /// The managed nodes that carry a tag and are online, by id.
-    fn online_targets<'a>(
+    /// The managed nodes that carry a tag and are online, by id; in an answer of the service that is at most `max_age`
+    /// old.
+    fn online_nodes<'a>(
         &'a self,
         tag: &'a str,
         value: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<String>, Failure>>;
+        max_age: Duration,
+    ) -> BoxFuture<'a, Result<Vec<Node>, Failure>>;
 
     /// Credentials for a signature made now, refreshed if they are about to expire.
     fn credentials(&self) -> BoxFuture<'_, Result<aws_credential_types::Credentials, Failure>>;
 
+    /// When the credentials in use expire; `None` if they do not say, or while there are none.
+    fn credentials_expiry(&self) -> Option<SystemTime>;
+
     /// The region that the calls go to.
     fn region(&self) -> &str;
+
+    /// AWS's own address of the API for this region, whatever `endpoint_url` says: with the partition's suffix, and FIPS
+    /// or dual-stack where the environment or profile asks for it.
+    fn endpoint(&self) -> &str;
+}
+
+/// A managed node that is online.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// `i-…` or `mi-…`.
+    pub id: String,
+    /// Its SSM agent's, for example `3.3.2299.0`.
+    pub agent_version: Option<String>,
 }
 
 /// What a session is asked for.

@@ -16,7 +16,7 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 use aws_smithy_async::rt::sleep::TokioSleep;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use super::{errors, silent};
 use crate::config::Identity;
@@ -40,6 +40,8 @@ struct Inner {
     /// Instead of the profile or the default chain.
     #[cfg(test)]
     base: Option<SharedCredentialsProvider>,
+    /// Of the credentials that were got last.
+    expiry: watch::Sender<Option<SystemTime>>,
     /// Locked during a renewal: whoever comes meanwhile waits for its result instead of starting another.
     held: Mutex<Option<Held>>,
 }
@@ -58,6 +60,7 @@ impl Source {
             config,
             #[cfg(test)]
             base: None,
+            expiry: watch::Sender::default(),
             held: Mutex::new(None),
         }))
     }
@@ -70,7 +73,13 @@ impl Source {
         base: impl ProvideCredentials + 'static,
     ) -> Self {
         let base = Some(SharedCredentialsProvider::new(base));
-        Self(Arc::new(Inner { identity, config, base, held: Mutex::new(None) }))
+        Self(Arc::new(Inner {
+            identity,
+            config,
+            base,
+            expiry: watch::Sender::default(),
+            held: Mutex::new(None),
+        }))
     }
 
     /// Credentials that are good for some minutes, or, where new ones cannot be had, for a while yet.
@@ -82,6 +91,7 @@ impl Source {
         match Box::pin(silent(self.load())).await {
             Ok(credentials) => {
                 let left = lifetime(&credentials).map_or(RENEW, |left| left.saturating_sub(RENEW));
+                self.0.expiry.send_replace(credentials.expiry());
                 *held = Some(Held { credentials: credentials.clone(), renew_at: Instant::now() + left });
                 Ok(credentials)
             }
@@ -94,6 +104,11 @@ impl Source {
                 Ok(old.credentials.clone())
             }
         }
+    }
+
+    /// When the credentials that were got last expire, if they say so.
+    pub(super) fn expiry(&self) -> Option<SystemTime> {
+        *self.0.expiry.borrow()
     }
 
     /// Forgets credentials that the service refused, so that the next call looks for newer ones.

@@ -7,6 +7,7 @@ pub mod api;
 mod credentials;
 mod errors;
 mod limit;
+mod nodes;
 pub mod sdk;
 pub mod sign;
 pub mod target;

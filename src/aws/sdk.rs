@@ -3,15 +3,16 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_sdk_ssm::Client;
+use aws_sdk_ssm::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
 use aws_sdk_ssm::config::{IdentityCache, SharedHttpClient};
-use aws_sdk_ssm::types::{InstanceInformationStringFilter, PingStatus};
+use aws_sdk_ssm::types::{InstanceInformation, InstanceInformationStringFilter, PingStatus};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
@@ -20,10 +21,11 @@ use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 use tokio::sync::OnceCell;
 
-use super::api::{Api, Resumption, StartRequest, StartedSession};
+use super::api::{Api, Node, Resumption, StartRequest, StartedSession};
 use super::credentials::Source;
 use super::errors::{self, Refusal};
 use super::limit::StartLimit;
+use super::nodes::Nodes;
 use super::{silent, transport};
 use crate::config::Identity;
 use crate::tunnel::failure::{Class, Failure};
@@ -69,7 +71,8 @@ impl Clients {
             .await
             .map_err(|_| errors::overdue("AWS configuration", CALL))?;
         let source = Source::new(identity.clone(), config.clone());
-        let sdk = Sdk::new(&config, identity.endpoint_url.as_deref(), source, Arc::clone(&self.limit))?;
+        let sdk =
+            Sdk::new(&config, identity.endpoint_url.as_deref(), source, Arc::clone(&self.limit)).await?;
         tracing::debug!(
             region = sdk.region,
             profile = identity.profile,
@@ -114,13 +117,15 @@ struct Sdk {
     client: Client,
     source: Source,
     region: String,
+    endpoint: String,
+    nodes: Nodes,
     limit: Arc<StartLimit>,
     /// For a whole call: [`CALL`], but in tests.
     patience: Duration,
 }
 
 impl Sdk {
-    fn new(
+    async fn new(
         config: &SdkConfig,
         endpoint_url: Option<&str>,
         source: Source,
@@ -132,6 +137,7 @@ impl Sdk {
                 "no AWS region: set `region` in the tunnel or in [defaults], or AWS_REGION in the daemon's environment",
             )
         })?;
+        let endpoint = endpoint(config, &region).await?;
         let mut builder = aws_sdk_ssm::config::Builder::from(config)
             .credentials_provider(source.clone())
             // `source` keeps them already, and is asked for them by the gateway too.
@@ -139,7 +145,8 @@ impl Sdk {
         if let Some(url) = endpoint_url {
             builder = builder.endpoint_url(url);
         }
-        Ok(Self { client: Client::from_conf(builder.build()), source, region, limit, patience: CALL })
+        let client = Client::from_conf(builder.build());
+        Ok(Self { client, source, region, endpoint, nodes: Nodes::default(), limit, patience: CALL })
     }
 
     /// Makes a call under the limit of time, and turns its error into ours.
@@ -230,7 +237,7 @@ impl Sdk {
         }
     }
 
-    async fn online(&self, tag: &str, value: &str) -> Result<Vec<String>, Failure> {
+    async fn online(&self, tag: &str, value: &str) -> Result<Vec<Node>, Failure> {
         let filter = |key: String, value: &str| {
             InstanceInformationStringFilter::builder()
                 .key(key)
@@ -239,7 +246,7 @@ impl Sdk {
                 .map_err(|e| Failure::new(Class::NeedsChange, format!("tag {tag}={value}: {e}")))
         };
         let filters = vec![filter(format!("tag:{tag}"), value)?, filter("PingStatus".to_owned(), "Online")?];
-        let mut ids = Vec::new();
+        let mut nodes = Vec::new();
         let mut next = None;
         for _ in 0..PAGES {
             let call = self
@@ -252,23 +259,36 @@ impl Sdk {
                 .call("DescribeInstanceInformation", call.send())
                 .await
                 .map_err(|refusal| refusal.failure)?;
-            let online = |node: &&_| is_online(node);
-            ids.extend(
-                output
-                    .instance_information_list()
-                    .iter()
-                    .filter(online)
-                    .filter_map(|n| n.instance_id.clone()),
+            let online = output.instance_information_list.into_iter().flatten().filter(is_online);
+            nodes.extend(
+                online.filter_map(|node| {
+                    Some(Node { id: node.instance_id?, agent_version: node.agent_version })
+                }),
             );
             next = output.next_token.filter(|token| !token.is_empty());
             if next.is_none() {
                 break;
             }
         }
-        // The service's order changes from call to call, and "the next one after a failure" needs one that stays.
-        ids.sort();
-        Ok(ids)
+        // The service's order changes from call to call; a tunnel is to have the same node as long as it is there.
+        nodes.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(nodes)
     }
+}
+
+/// AWS's own address of the API.
+async fn endpoint(config: &SdkConfig, region: &str) -> Result<String, Failure> {
+    let wrong = |error: &dyn std::fmt::Display| {
+        Failure::new(Class::NeedsChange, format!("there is no SSM endpoint for region {region}: {error}"))
+    };
+    let params = Params::builder()
+        .region(region)
+        .set_use_fips(config.use_fips())
+        .set_use_dual_stack(config.use_dual_stack())
+        .build()
+        .map_err(|e| wrong(&e))?;
+    let endpoint = DefaultResolver::new().resolve_endpoint(&params).await.map_err(|e| wrong(&e))?;
+    Ok(endpoint.url().to_owned())
 }
 
 impl Api for Sdk {
@@ -287,12 +307,13 @@ impl Api for Sdk {
         self.terminate(session_id).boxed()
     }
 
-    fn online_targets<'a>(
+    fn online_nodes<'a>(
         &'a self,
         tag: &'a str,
         value: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<String>, Failure>> {
-        self.online(tag, value).boxed()
+        max_age: Duration,
+    ) -> BoxFuture<'a, Result<Vec<Node>, Failure>> {
+        self.nodes.get(tag, value, max_age, self.online(tag, value)).boxed()
     }
 
     fn credentials(&self) -> BoxFuture<'_, Result<Credentials, Failure>> {
@@ -305,8 +326,16 @@ impl Api for Sdk {
         .boxed()
     }
 
+    fn credentials_expiry(&self) -> Option<SystemTime> {
+        self.source.expiry()
+    }
+
     fn region(&self) -> &str {
         &self.region
+    }
+
+    fn endpoint(&self) -> &str {
+        &self.endpoint
     }
 }
 
@@ -315,7 +344,7 @@ fn is_unknown(refusal: &Refusal) -> bool {
     refusal.code.as_deref() == Some("DoesNotExistException")
 }
 
-fn is_online(node: &aws_sdk_ssm::types::InstanceInformation) -> bool {
+fn is_online(node: &InstanceInformation) -> bool {
     node.ping_status == Some(PingStatus::Online)
 }
 

@@ -1,5 +1,7 @@
 //! Whom a session is started with, and what it is asked for.
 
+use std::time::Duration;
+
 use crate::aws::api::{Api, StartRequest};
 use crate::config::{Target, Tunnel};
 use crate::tunnel::failure::{Class, Failure};
@@ -10,6 +12,9 @@ const TO_TARGET: &str = "AWS-StartPortForwardingSession";
 const TO_REMOTE_HOST: &str = "AWS-StartPortForwardingSessionToRemoteHost";
 /// The API's limit on a reason, in characters.
 const REASON: usize = 256;
+
+/// How old an answer of the service may be.
+const CACHED: Duration = Duration::from_secs(30);
 
 /// The request for a session of `tunnel` with `target`; `host` is this host's name.
 pub fn start_request(tunnel: &Tunnel, target: &str, host: &str) -> StartRequest {
@@ -40,7 +45,7 @@ pub async fn resolve(api: &dyn Api, target: &Target, attempt: usize) -> Result<S
     let (ids, nobody) = match target {
         Target::Ids(ids) => (ids.clone(), "no target is configured".to_owned()),
         Target::Tag { key, value } => (
-            api.online_targets(key, value).await?,
+            api.online_nodes(key, value, CACHED).await?.into_iter().map(|node| node.id).collect(),
             format!("no managed node with tag {key}={value} is online in {}", api.region()),
         ),
     };
@@ -62,13 +67,13 @@ pub fn host_name() -> String {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::time::Duration;
+    use std::time::SystemTime;
 
     use futures_util::FutureExt;
     use futures_util::future::BoxFuture;
 
     use super::*;
-    use crate::aws::api::{Resumption, StartedSession};
+    use crate::aws::api::{Node, Resumption, StartedSession};
     use crate::config::{GatewayMode, Identity};
 
     fn tunnel() -> Tunnel {
@@ -161,18 +166,26 @@ mod tests {
         fn terminate_session<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
             unreachable!("no session is terminated")
         }
-        fn online_targets<'a>(
+        fn online_nodes<'a>(
             &'a self,
             _: &'a str,
             _: &'a str,
-        ) -> BoxFuture<'a, Result<Vec<String>, Failure>> {
-            std::future::ready(Ok(self.0.iter().map(|id| (*id).to_owned()).collect())).boxed()
+            _: Duration,
+        ) -> BoxFuture<'a, Result<Vec<Node>, Failure>> {
+            let node = |id: &&str| Node { id: (*id).to_owned(), agent_version: None };
+            std::future::ready(Ok(self.0.iter().map(node).collect())).boxed()
         }
         fn credentials(&self) -> BoxFuture<'_, Result<aws_credential_types::Credentials, Failure>> {
             unreachable!("nothing is signed")
         }
+        fn credentials_expiry(&self) -> Option<SystemTime> {
+            None
+        }
         fn region(&self) -> &str {
             "eu-west-1"
+        }
+        fn endpoint(&self) -> &str {
+            "https://ssm.eu-west-1.amazonaws.com"
         }
     }
 

@@ -230,9 +230,7 @@ impl PluginAccess {
         let mut set = |name, value: String| environment.push((name, value.into()));
         // The plugin reaches no proxy for a loopback address, and in hold mode none of its calls must pass us by: there
         // it gets the API's real name, whatever `endpoint_url` says.
-        let region = spec.api.region();
-        let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-        let mut api_endpoint = format!("https://ssm.{region}.{suffix}");
+        let mut api_endpoint = spec.api.endpoint().to_owned();
         let mut session = spec.session.clone();
         match spec.mode {
             GatewayMode::Hold => {

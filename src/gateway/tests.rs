@@ -25,7 +25,7 @@ use tokio_tungstenite::{WebSocketStream, accept_hdr_async, client_async};
 use super::link::Connection;
 use super::message::{self, Header, View};
 use super::*;
-use crate::aws::api::{Resumption, StartRequest};
+use crate::aws::api::{Node, Resumption, StartRequest};
 use crate::tunnel::failure::Class;
 
 const SESSION: &str = "session-0123456789abcdef0";
@@ -62,7 +62,12 @@ impl Api for TestApi {
         unreachable!("the gateway terminates no session")
     }
 
-    fn online_targets<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<Vec<String>, Failure>> {
+    fn online_nodes<'a>(
+        &'a self,
+        _: &'a str,
+        _: &'a str,
+        _: Duration,
+    ) -> BoxFuture<'a, Result<Vec<Node>, Failure>> {
         unreachable!("the gateway looks for no target")
     }
 
@@ -71,8 +76,16 @@ impl Api for TestApi {
             .boxed()
     }
 
+    fn credentials_expiry(&self) -> Option<std::time::SystemTime> {
+        None
+    }
+
     fn region(&self) -> &str {
         "us-east-1"
+    }
+
+    fn endpoint(&self) -> &str {
+        "https://ssm.us-east-1.amazonaws.com"
     }
 }
 

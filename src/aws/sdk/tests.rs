@@ -190,14 +190,21 @@ async fn ending_an_ended_session_is_a_success() {
 
 #[tokio::test]
 async fn lists_the_online_nodes_of_all_pages_in_a_fixed_order() {
-    let node = |id: &str, status: &str| serde_json::json!({ "InstanceId": id, "PingStatus": status });
+    let node = |id: &str, status: &str| serde_json::json!({ "InstanceId": id, "PingStatus": status, "AgentVersion": "3.3.1.0" });
     let first = serde_json::json!({
         "InstanceInformationList": [node("mi-2", "Online"), node("i-9", "ConnectionLost")], "NextToken": "more",
     });
     let second = serde_json::json!({ "InstanceInformationList": [node("i-1", "Online")] });
     let pages = [first.to_string(), second.to_string()];
     let service = Service::new(move |_, number| (200, pages[number - 1].clone())).await;
-    assert_eq!(service.api().online_targets("Role", "bastion").await.unwrap(), ["i-1", "mi-2"]);
+    let api = service.api();
+    for _ in 0..2 {
+        let nodes = api.online_nodes("Role", "bastion", Duration::from_secs(30)).await.unwrap();
+        let expected =
+            ["i-1", "mi-2"].map(|id| Node { id: id.into(), agent_version: Some("3.3.1.0".into()) });
+        assert_eq!(nodes, expected);
+    }
+    assert_eq!(service.requests(), 2, "the second answer is remembered");
     let seen = service.seen.lock().unwrap();
     let filters = serde_json::json!([
         { "Key": "tag:Role", "Values": ["bastion"] },
@@ -344,4 +351,26 @@ async fn no_token_or_key_is_logged_at_trace_level() {
         "our own lines are there: {text}"
     );
     assert!(!text.contains("TOKEN-1") && !text.contains("secret-key"), "{text}");
+}
+
+/// AWS's own names, as its partitions have them.
+#[tokio::test]
+async fn every_partition_has_its_own_endpoint() {
+    for (region, fips, dual_stack, expected) in [
+        ("us-west-2", false, false, "ssm.us-west-2.amazonaws.com"),
+        ("us-west-2", true, false, "ssm-fips.us-west-2.amazonaws.com"),
+        ("us-west-2", false, true, "ssm.us-west-2.api.aws"),
+        ("us-west-2", true, true, "ssm-fips.us-west-2.api.aws"),
+        ("ca-central-1", true, false, "ssm-fips.ca-central-1.amazonaws.com"),
+        ("us-gov-west-1", false, false, "ssm.us-gov-west-1.amazonaws.com"),
+        ("us-gov-east-1", true, false, "ssm.us-gov-east-1.amazonaws.com"),
+        ("cn-north-1", false, false, "ssm.cn-north-1.amazonaws.com.cn"),
+        ("cn-northwest-1", false, true, "ssm.cn-northwest-1.api.amazonwebservices.com.cn"),
+        ("eusc-de-east-1", false, false, "ssm.eusc-de-east-1.amazonaws.eu"),
+        ("us-iso-east-1", false, false, "ssm.us-iso-east-1.c2s.ic.gov"),
+    ] {
+        let config = SdkConfig::builder().use_fips(fips).use_dual_stack(dual_stack).build();
+        let found = endpoint(&config, region).await.unwrap();
+        assert_eq!(found, format!("https://{expected}"), "{region}, FIPS {fips}, dual stack {dual_stack}");
+    }
 }

@@ -9,6 +9,7 @@ use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::ProvideCredentials;
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -126,7 +127,7 @@ impl Service {
     pub fn api_of(&self, identity: Identity, base: impl ProvideCredentials + 'static) -> Sdk {
         let config = self.config();
         let source = Source::with_base(identity, config.clone(), base);
-        Sdk::new(&config, Some(&self.url), source, Arc::default()).unwrap()
+        Sdk::new(&config, Some(&self.url), source, Arc::default()).now_or_never().unwrap().unwrap()
     }
 
     pub fn requests(&self) -> usize {

@@ -90,11 +90,11 @@ async fn profile_and_environment(folder: &std::path::Path) {
     assert_eq!(api.credentials().await.unwrap().access_key_id(), "ENVKEY");
 }
 
-#[test]
-fn no_region_says_what_to_set() {
+#[tokio::test]
+async fn no_region_says_what_to_set() {
     let config = SdkConfig::builder().behavior_version(BehaviorVersion::latest()).build();
     let source = Source::new(identity(), config.clone());
-    let failure = Sdk::new(&config, None, source, Arc::default()).err().unwrap();
+    let failure = Sdk::new(&config, None, source, Arc::default()).await.err().unwrap();
     assert_eq!(failure.class, Class::NeedsChange);
     assert!(failure.text.contains("set `region`"), "{failure}");
 }
