@@ -54,6 +54,7 @@ fn one(View { tunnel, clients, .. }: &View<'_>, now: Instant) -> String {
                 None => format!("waiting {}", whole(wait)),
             });
         }
+        State::Draining => parts.push(format!("drained for {}: clients are held", age(lasts))),
         State::Stopping | State::Stopped => parts.push("stopping".to_owned()),
     }
     let served = clients.accepted.saturating_sub(clients.held as u64 + clients.timed_out + clients.gone);
@@ -75,6 +76,7 @@ fn several(views: &[View<'_>]) -> String {
         (State::Interrupted, "resuming"),
         (State::Starting, "starting"),
         (State::Waiting, "waiting"),
+        (State::Draining, "drained"),
         (State::Stopping, "stopping"),
     ];
     for (state, word) in states {

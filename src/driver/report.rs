@@ -50,6 +50,7 @@ pub(super) fn write(tunnel: &str, session: &str, report: &Report) {
                 Reason::Configuration => "the configuration has changed",
                 Reason::Destination => "the destination cannot be reached; its name is resolved anew",
                 Reason::ForeignConnection => "another process has connected to the plugin's port",
+                Reason::Requested => "somebody has asked for it",
             };
             info!(tunnel, session, event = "replacing", reason, "starting a replacement: {reason}");
         }

@@ -44,6 +44,8 @@ pub struct Tunnel {
     pub(super) next_generation: u64,
     /// The sessions last published with [`Action::Route`].
     pub(super) routes: Vec<Generation>,
+    /// Clients are held because somebody has asked for that.
+    pub(super) drained: bool,
     resolved_anew: Option<Time>,
     /// The latest time heard of.
     pub(super) now: Time,
@@ -93,6 +95,7 @@ impl Tunnel {
             stopping: None,
             next_generation: 1,
             routes: Vec::new(),
+            drained: false,
             resolved_anew: None,
             now: Time::ZERO,
         }
@@ -110,6 +113,7 @@ impl Tunnel {
                 self.session_event(generation, event, random, &mut actions);
             }
             Event::Configure { settings, renew } => self.configure(settings, renew),
+            Event::Command(command) => self.command(command, &mut actions),
             Event::Stop { grace } => {
                 let total = grace + ENDING;
                 self.stop(grace, if grace > LONGEST_GRACE { total } else { total.min(STOPPING) });

@@ -19,14 +19,16 @@
 //! A Retired session lives until its last connection is closed: one that was replaced on purpose for `drain` at the
 //! most, one that was interrupted as long as it is up, and `resume_for` while it is down.
 //!
-//! [`session`] has the states of one session.
+//! [`session`] has the states of one session, [`command`] what an operator can ask.
 
 mod backoff;
+pub mod command;
 pub mod failure;
 mod machine;
 mod session;
 mod settle;
 pub mod status;
+pub mod step;
 #[cfg(test)]
 mod walk;
 
@@ -34,6 +36,7 @@ use std::time::Duration;
 
 pub use machine::Tunnel;
 
+use command::Command;
 use failure::Failure;
 
 /// Time since the tunnel began. The core never reads a clock.
@@ -72,6 +75,8 @@ pub enum Reason {
     Destination,
     /// Connections can no longer be matched to mux streams.
     ForeignConnection,
+    /// Somebody has asked for it.
+    Requested,
 }
 
 /// What happened.
@@ -86,6 +91,8 @@ pub enum Event {
         /// Replace the sessions.
         renew: bool,
     },
+    /// Somebody asks for something.
+    Command(Command),
     /// Stop: open connections may go on for `grace`.
     Stop {
         /// At most 10 s for a stop that ends within 14 s.

@@ -32,6 +32,7 @@ impl Tunnel {
             Some(_) => Vec::new(),
             None => self.sessions.iter().filter(|s| s.routable()).map(|s| s.generation).collect(),
         };
+        let routes = if self.drained { Vec::new() } else { routes };
         if routes != self.routes {
             // Before anything is cut: a connection that is moved must not find its way back.
             actions.insert(0, Action::Route(routes.clone()));

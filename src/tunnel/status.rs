@@ -29,6 +29,8 @@ pub enum State {
     Starting,
     /// Clients are held; the next attempt is waited for.
     Waiting,
+    /// Clients are held because somebody has asked for that.
+    Draining,
     /// No new clients; open connections have their time.
     Stopping,
     /// Nothing is left.
@@ -44,6 +46,12 @@ pub struct SessionStatus {
     pub phase: &'static str,
     /// When StartSession was called.
     pub began: Time,
+    /// When it began to serve.
+    pub ready_at: Option<Time>,
+    /// Since when its data channel has been down.
+    pub down_since: Option<Time>,
+    /// Retired: when its open connections are cut, where there is a limit.
+    pub until: Option<Time>,
     /// Connections open on it.
     pub open: usize,
 }
@@ -61,6 +69,7 @@ impl Tunnel {
         let state = match self.stopping {
             Some(stopping) if stopping.done => State::Stopped,
             Some(_) => State::Stopping,
+            None if self.drained => State::Draining,
             None if !self.routes.is_empty() => State::Up,
             None if interrupted => State::Interrupted,
             None if building || next_attempt.is_none() => State::Starting,
@@ -77,6 +86,12 @@ impl Tunnel {
                 Phase::Retired { .. } => "retired",
             },
             began: session.began,
+            ready_at: session.ready_at,
+            down_since: session.down_since,
+            until: match session.phase {
+                Phase::Retired { until } => until,
+                _ => None,
+            },
             open: session.open,
         });
         Status {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::command::Command;
 use super::failure::{Class, Failure};
 use super::machine::{STOPPING, SURPLUS};
 use super::session::{AtService, Phase};
@@ -173,14 +174,13 @@ impl World {
                     && s.down_since.is_none()
                     && s.expired.is_none()
             });
-            assert!(!usable || tunnel.status().state == State::Up, "{tunnel:#?}");
+            let state = if tunnel.drained { State::Draining } else { State::Up };
+            assert!(!usable || tunnel.status().state == state, "{tunnel:#?}");
+            assert!(!tunnel.drained || tunnel.routes.is_empty(), "drained, and yet new connections");
             // Nobody waits without an end in sight.
             let busy =
                 tunnel.sessions.iter().any(|s| matches!(s.phase, Phase::Starting | Phase::Opening { .. }));
-            assert!(
-                tunnel.status().state == State::Up || busy || tunnel.next_deadline().is_some(),
-                "stuck: {tunnel:#?}"
-            );
+            assert!(usable || busy || tunnel.next_deadline().is_some(), "stuck: {tunnel:#?}");
         }
         if let Some(at) = tunnel.next_deadline() {
             assert!(at > self.now, "a deadline in the past spins the driver");
@@ -279,7 +279,8 @@ impl World {
             .collect();
         let stopping = self.tunnel.stopping.map(|s| (ahead(s.grace_until), ahead(s.deadline), s.done));
         format!(
-            "{sessions:?} {slots:?} {stopping:?} {:?} {:?}",
+            "{sessions:?} {slots:?} {stopping:?} {} {:?} {:?}",
+            self.tunnel.drained,
             self.real.values().collect::<Vec<_>>(),
             self.stopped
         )
@@ -353,6 +354,10 @@ fn every_event_in_every_state() {
             Event::StopNow,
             Event::Configure { settings: settings(), renew: true },
             Event::Configure { settings: Settings { sessions: 2, ..settings() }, renew: false },
+            Event::Command(Command::Rotate),
+            Event::Command(Command::Restart),
+            Event::Command(Command::Drain),
+            Event::Command(Command::Resume),
         ] {
             let mut next = world.clone();
             next.feed(event, 0.5);
@@ -379,6 +384,7 @@ fn every_event_in_every_state() {
             assert_eq!(stopped.recorded, world.recorded, "not terminated: {:#?}", world.tunnel);
             // … where the tunnel, if it is not stopped, comes up.
             let mut up = world.clone();
+            up.feed(Event::Command(Command::Resume), 0.5);
             assert!(up.obliges(|w| w.tunnel.status().state == State::Up), "never up again: {:#?}", up.tunnel);
         }
 
@@ -405,7 +411,12 @@ proptest! {
         let mut world = World::new(settings);
         for (choice, random, pause) in steps {
             let events = world.events();
-            let choice = choice.index(events.len() + 2);
+            let commands = [Command::Rotate, Command::Restart, Command::Drain, Command::Resume];
+            let choice = choice.index(events.len() + commands.len() + 2);
+            if let Some(command) = choice.checked_sub(events.len()).and_then(|n| commands.get(n)) {
+                world.feed(Event::Command(*command), random);
+                continue;
+            }
             match events.get(choice) {
                 Some((Some(generation), event)) => {
                     world.happens(*generation, event);
@@ -415,6 +426,7 @@ proptest! {
                 _ => drop(world.advance_to_deadline()),
             }
         }
+        world.feed(Event::Command(Command::Resume), 0.5);
         prop_assert!(world.obliges(|w| w.tunnel.routes.len() >= sessions));
         world.feed(STOP, 0.5);
         prop_assert!(world.obliges(|w| w.stopped));

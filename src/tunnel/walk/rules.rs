@@ -1,8 +1,10 @@
 //! The rules one by one.
 
 use super::*;
-use crate::tunnel::Report;
 use crate::tunnel::machine::{BARELY, OPENING, TERMINATE_ATTEMPTS};
+use crate::tunnel::session::Session;
+use crate::tunnel::step::Step;
+use crate::tunnel::{Reason, Report};
 
 fn up() -> World {
     let mut world = World::new(settings());
@@ -274,4 +276,74 @@ fn a_tunnel_without_connections_stops_at_once() {
     world.about(1, SessionEvent::Terminated(Ok(())));
     let actions = world.about(1, SessionEvent::PluginExited { words: "stopped".into() });
     assert_eq!(actions, [Action::Forget(Generation(1)), Action::Stopped]);
+}
+
+#[test]
+fn a_rotation_on_request_is_make_before_break_and_tries_at_once() {
+    let mut world = up();
+    world.about(1, SessionEvent::Connections(1));
+    let actions = world.feed(Event::Command(Command::Rotate), 0.5);
+    assert!(actions.contains(&Action::Start(Generation(2), 0)));
+    assert!(actions.contains(&Action::Report(Report::Replacing(Generation(1), Reason::Requested))));
+    assert_eq!(world.tunnel.routes, [Generation(1)]);
+    world.about(2, SessionEvent::StartFailed(Failure::new(Class::Access, "denied")));
+    // The policy was mended: nobody wants to wait for the clock.
+    let actions = world.feed(Event::Command(Command::Rotate), 0.5);
+    assert!(actions.contains(&Action::Start(Generation(3), 0)));
+    world.about(3, SessionEvent::Started);
+    let actions = world.about(3, SessionEvent::Opened);
+    assert_eq!(actions[0], Action::Route(vec![Generation(3)]));
+    assert!(!actions.contains(&Action::Cut(Generation(1))));
+}
+
+#[test]
+fn a_restart_ends_every_session_and_begins_anew_at_once() {
+    let mut world = up();
+    world.about(1, SessionEvent::Connections(1));
+    world.feed(Event::Command(Command::Rotate), 0.5);
+    let actions = world.feed(Event::Command(Command::Restart), 0.5);
+    assert_eq!(actions[0], Action::Route(vec![]));
+    assert!(actions.contains(&Action::Cut(Generation(1))) && actions.contains(&Action::Cut(Generation(2))));
+    assert!(actions.contains(&Action::Start(Generation(3), 0)));
+    assert!(world.obliges(|w| w.tunnel.routes == [Generation(3)]));
+}
+
+#[test]
+fn a_drained_tunnel_holds_its_clients_and_stays_ready() {
+    let mut world = up();
+    world.about(1, SessionEvent::Connections(1));
+    let actions = world.feed(Event::Command(Command::Drain), 0.5);
+    assert_eq!(actions, [Action::Route(vec![])], "the open connection goes on");
+    assert_eq!(world.tunnel.status().state, State::Draining);
+    // A session that is lost meanwhile is replaced: at the end of the maintenance everything is there.
+    world.about(1, SessionEvent::PluginExited { words: "killed".into() });
+    assert!(world.obliges(|w| w.tunnel.sessions.iter().any(Session::routable)));
+    assert_eq!(world.tunnel.routes, []);
+    let actions = world.feed(Event::Command(Command::Resume), 0.5);
+    assert_eq!(actions, [Action::Route(vec![Generation(2)])]);
+}
+
+#[test]
+fn a_tunnel_that_stops_takes_no_commands() {
+    let mut world = up();
+    world.about(1, SessionEvent::Connections(1));
+    world.feed(STOP, 0.5);
+    for command in [Command::Rotate, Command::Restart, Command::Drain, Command::Resume] {
+        assert!(world.feed(Event::Command(command), 0.5).is_empty());
+    }
+}
+
+#[test]
+fn what_is_waited_for_is_named() {
+    let mut world = up();
+    assert_eq!(world.tunnel.next_step(), None);
+    world.about(1, closed());
+    assert_eq!(world.tunnel.next_step(), Some((world.now + 5 * SECOND, Step::Failover)));
+    world.advance_to_deadline();
+    assert!(matches!(world.tunnel.next_step(), Some((_, Step::ResumingOver))));
+    world.about(2, SessionEvent::StartFailed(Failure::new(Class::Access, "denied")));
+    let (at, step) = world.tunnel.next_step().unwrap();
+    assert_eq!((Some(at), step), (world.tunnel.status().next_attempt, Step::Start));
+    world.feed(STOP, 0.5);
+    assert!(matches!(world.tunnel.next_step(), Some((_, Step::StoppingOver))));
 }
