@@ -22,13 +22,14 @@ use crate::gateway::Authority;
 use crate::plugin::version::Versions;
 use crate::systemd::fdstore::{self, Kept};
 use crate::systemd::notify;
+use crate::telemetry::recorder::Recorder;
 use crate::telemetry::{self, Format};
 
 /// Runs the tunnels; returns the exit status.
 pub fn run(args: &RunArgs) -> ExitCode {
     // Before a file is opened that could take a socket's number.
     let kept = fdstore::kept();
-    if let Err(error) = telemetry::init(args.log_format, &args.log_level) {
+    if let Err(error) = telemetry::init(args.log_format, &args.log_level, &Recorder::default()) {
         eprintln!("autossm: {error}");
         return ExitCode::from(EXIT_CONFIG);
     }

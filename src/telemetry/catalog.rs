@@ -389,6 +389,23 @@ pub static ENTRIES: &[Entry] = &[
                level).",
     },
     Entry {
+        event: "record_failed",
+        id: "66a1c4859b554cadabdf4849ae3694cc",
+        subject: "Events cannot be recorded",
+        text: "The file of events of tunnel @AUTOSSM_TUNNEL@ in the state directory cannot be written:\n\
+               @AUTOSSM_REASON@. The tunnel is not concerned; what happens from here on is in the journal,\n\
+               and in memory as long as the daemon runs. This line is written once until it works again.\n\n\
+               Look whether the disk is full, and who owns the folder.",
+    },
+    Entry {
+        event: "record_behind",
+        id: "518909567b744b1c883c6e8174c84ebb",
+        subject: "Some events are not on record",
+        text: "The disk was too slow for @AUTOSSM_LOST@ events, and no tunnel waits for its record. The\n\
+               journal has them.\n\n\
+               If it happens again, look at the disk of the state directory.",
+    },
+    Entry {
         event: "line_feed_restored",
         id: "d5890bfabbab4998b55e3222913ce65f",
         subject: "A changed byte was put right",

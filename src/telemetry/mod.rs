@@ -5,7 +5,10 @@
 //! sentence that can be read without the fields, because `journalctl` shows nothing else.
 
 pub mod catalog;
+pub mod histogram;
+pub mod history;
 mod journal;
+pub mod recorder;
 mod text;
 pub mod thin;
 
@@ -17,6 +20,8 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::{Layer, Registry};
+
+use recorder::Recorder;
 
 /// How log lines are written. They go to standard error; standard output belongs to the commands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -47,12 +52,13 @@ pub enum InitError {
 }
 
 /// Sets up logging for the process, once. `filter` is a level or a list of directives (`info`, `autossm=debug,warn`).
+/// The recorder gets the events whatever the filter says.
 ///
 /// # Errors
 /// The filter cannot be read, or logging has been set up before.
-pub fn init(format: Format, filter: &str) -> Result<(), InitError> {
+pub fn init(format: Format, filter: &str, recorder: &Recorder) -> Result<(), InitError> {
     let journal = if format == Format::Auto && stderr_is_journal() { journal() } else { None };
-    let dispatch = dispatch(journal, format, filter, io::stderr, colours())?;
+    let dispatch = dispatch(journal, format, filter, io::stderr, colours(), recorder)?;
     tracing::dispatcher::set_global_default(dispatch)?;
     Ok(())
 }
@@ -65,6 +71,7 @@ fn dispatch<W>(
     filter: &str,
     writer: W,
     ansi: bool,
+    recorder: &Recorder,
 ) -> Result<Dispatch, InitError>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
@@ -77,7 +84,9 @@ where
         (None, Format::Json) => lines.json().flatten_event(true).with_ansi(false).boxed(),
         (None, Format::Auto | Format::Text) => lines.event_format(text::Text).boxed(),
     };
-    Ok(Dispatch::new(Registry::default().with(layer.with_filter(directives))))
+    let layers: Vec<BoxedLayer> =
+        vec![layer.with_filter(directives).boxed(), recorder.clone().with_filter(recorder::filter()).boxed()];
+    Ok(Dispatch::new(Registry::default().with(layers)))
 }
 
 /// A journal whose socket cannot be reached (a sandbox may hide it) gets readable lines through standard error instead.
@@ -99,12 +108,14 @@ fn names_file(stream: &str, device: u64, inode: u64) -> bool {
     stream.split_once(':').is_some_and(|(d, i)| d.parse() == Ok(device) && i.parse() == Ok(inode))
 }
 
-/// See <https://no-color.org>: set and not empty means no colours.
 fn colours() -> bool {
+    io::stderr().is_terminal() && !colours_unwanted()
+}
+
+/// See <https://no-color.org>: set and not empty means no colours.
+pub fn colours_unwanted() -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    io::stderr().is_terminal()
-        && !set("NO_COLOR")
-        && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    set("NO_COLOR") || std::env::var_os("TERM").is_some_and(|term| term == "dumb")
 }
 
 #[cfg(test)]
@@ -128,7 +139,8 @@ mod tests {
     fn logged(format: Format, filter: &str, ansi: bool, events: impl FnOnce()) -> String {
         let sink = Sink::default();
         let writer = sink.clone();
-        let dispatch = dispatch(None, format, filter, move || writer.clone(), ansi).unwrap();
+        let recorder = Recorder::default();
+        let dispatch = dispatch(None, format, filter, move || writer.clone(), ansi, &recorder).unwrap();
         tracing::dispatcher::with_default(&dispatch, events);
         let bytes = sink.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
@@ -175,7 +187,8 @@ mod tests {
 
     #[test]
     fn a_bad_filter_is_named() {
-        let error = dispatch(None, Format::Text, "autossm=loud", io::sink, false).unwrap_err();
+        let error =
+            dispatch(None, Format::Text, "autossm=loud", io::sink, false, &Recorder::default()).unwrap_err();
         assert!(error.to_string().contains("'autossm=loud'"), "{error}");
     }
 
