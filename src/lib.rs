@@ -19,6 +19,7 @@ pub mod driver;
 pub mod gateway;
 pub mod plugin;
 pub mod proxy;
+mod socket_file;
 pub mod systemd;
 pub mod telemetry;
 pub mod tunnel;

@@ -4,24 +4,22 @@ use std::fs;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
-use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
 use super::client::Client;
 use super::holder::{self, Holder};
 use crate::config::Listen;
+use crate::socket_file::{self, SocketFile, is_stale};
 
 /// Connections that the kernel keeps until they are accepted. It makes less of it where `net.core.somaxconn` is less.
 const BACKLOG: i32 = 1024;
-
-/// Owner and group may connect; whoever wants it otherwise sets the folder's permissions.
-const UNIX_MODE: u32 = 0o660;
 
 /// Why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -249,71 +247,16 @@ fn bind_unix(path: &Path, address: &str) -> Result<Bound, BindError> {
         },
         Ok(_) => return Err(BindError::InUse { address: address(), holder: holder::of_unix(path) }),
     }
-    listen_unix(path).map_err(|source| match source.kind() {
+    let listening = socket_file::listen(path, None, BACKLOG);
+    listening.map(|(socket, file)| Bound::Unix(socket, file)).map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => BindError::InUse { address: address(), holder: holder::of_unix(path) },
         _ => refused(source),
     })
 }
 
-fn listen_unix(path: &Path) -> io::Result<Bound> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.bind(&SockAddr::unix(path)?)?;
-    let file = SocketFile::new(path)?;
-    // Before the socket listens nobody can connect, so that there is no moment with other permissions.
-    fs::set_permissions(path, fs::Permissions::from_mode(UNIX_MODE))?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(Bound::Unix(UnixListener::from_std(socket.into())?, file))
-}
-
-/// Whether nobody listens on this socket: a process that was killed leaves its file behind. The attempt does not block,
-/// because a live process with a full queue would make it wait; an error that tells nothing is passed on.
-fn is_stale(path: &Path) -> io::Result<bool> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    match socket.connect(&SockAddr::unix(path)?) {
-        Ok(()) => Ok(false),
-        Err(error) => match error.raw_os_error().map(nix::errno::Errno::from_raw) {
-            Some(nix::errno::Errno::ECONNREFUSED | nix::errno::Errno::ENOENT) => Ok(true),
-            // A full queue, or a socket of another type: somebody is there.
-            Some(nix::errno::Errno::EAGAIN | nix::errno::Errno::EPROTOTYPE) => Ok(false),
-            _ => Err(error),
-        },
-    }
-}
-
-/// The file of a Unix socket, removed when this is dropped, unless it is to stay or another process has put its own in
-/// the place.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-    stays: bool,
-}
-
-impl SocketFile {
-    fn new(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), identity: identity(path)?, stays: false })
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if !self.stays
-            && identity(&self.path).is_ok_and(|identity| identity == self.identity)
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            tracing::debug!(%error, path = %self.path.display(), "a socket file could not be removed");
-        }
-    }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
     use std::process::Command;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -356,7 +299,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("db.sock");
         let listener = Listener::bind(&Listen::Unix(path.clone())).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, UNIX_MODE);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, socket_file::MODE);
         UnixStream::connect(&path).await.unwrap();
 
         let error = Listener::bind(&Listen::Unix(path.clone())).unwrap_err();
