@@ -12,7 +12,7 @@ use crate::lab::Lab;
 pub const HELP: &str = "\
 close [CODE [REASON]]   abort   terminate [REASON]   sessions   status   faults   clear   help
 refuse [TIME]   blackhole [TIME]   away [TIME]   destination-refused [TIME]
-start|resume|end throttled|denied|forbidden|expired|not-connected|internal|garbage|silence|no-token [TIME]
+start|resume|end|key throttled|denied|forbidden|expired|not-connected|internal|garbage|silence|no-token [TIME]
 upgrades STATUS|stall [TIME]   slow LATENCY BYTES_PER_SECOND [TIME]   lose FRACTION [TIME]
 idle TIME   life TIME";
 
@@ -62,6 +62,7 @@ fn fault(words: &[&str]) -> anyhow::Result<(Fault, Option<Duration>)> {
         ["start", fault, ref time @ ..] => (Fault::Api(Call::Start, api_fault(fault)?), time),
         ["resume", fault, ref time @ ..] => (Fault::Api(Call::Resume, api_fault(fault)?), time),
         ["end", fault, ref time @ ..] => (Fault::Api(Call::Terminate, api_fault(fault)?), time),
+        ["key", fault, ref time @ ..] => (Fault::Api(Call::DataKey, api_fault(fault)?), time),
         ["upgrades", "stall", ref time @ ..] => (Fault::Upgrades(UpgradeFault::Stalled), time),
         ["upgrades", status, ref time @ ..] => {
             (Fault::Upgrades(UpgradeFault::Refused(status.parse()?)), time)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-/// The three calls of the API that faults can be put on.
+/// The calls that faults can be put on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     /// `StartSession`.
@@ -13,6 +13,8 @@ pub enum Call {
     Resume,
     /// `TerminateSession`.
     Terminate,
+    /// `GenerateDataKey`, of KMS.
+    DataKey,
 }
 
 /// How a call of the API fails.
@@ -116,6 +118,8 @@ pub struct Faults {
     pub resume: Option<ApiFault>,
     /// On `TerminateSession`.
     pub terminate: Option<ApiFault>,
+    /// On `GenerateDataKey`.
+    pub data_key: Option<ApiFault>,
     /// On WebSocket upgrades.
     pub upgrades: Option<UpgradeFault>,
     /// The way to the service.
@@ -143,6 +147,7 @@ impl Default for Faults {
             start: None,
             resume: None,
             terminate: None,
+            data_key: None,
             upgrades: None,
             network: Network::Up,
             destination_refused: false,
@@ -162,6 +167,7 @@ impl Faults {
             Call::Start => self.start,
             Call::Resume => self.resume,
             Call::Terminate => self.terminate,
+            Call::DataKey => self.data_key,
         }
     }
 
@@ -200,6 +206,7 @@ impl Faults {
             Call::Start => &mut self.start,
             Call::Resume => &mut self.resume,
             Call::Terminate => &mut self.terminate,
+            Call::DataKey => &mut self.data_key,
         }
     }
 }

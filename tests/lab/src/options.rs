@@ -37,6 +37,8 @@ pub struct Options {
     pub handshake_timeout: Duration,
     /// The agent waits so long after each message.
     pub pace: Duration,
+    /// The account has its sessions encrypted with this KMS key.
+    pub kms_key: Option<String>,
     /// A missing number in the client's stream that stays missing for so long, while everything works, is a violation.
     pub gap_limit: Duration,
 }
@@ -57,6 +59,7 @@ impl Default for Options {
             cells_expire: false,
             handshake_timeout: Duration::from_secs(15),
             pace: Duration::from_millis(1),
+            kms_key: None,
             gap_limit: Duration::from_secs(10),
         }
     }

@@ -1,6 +1,6 @@
 //! What all parts of the lab share. Locks are held for a few lines only, never across an await.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::channel::Connection;
 use crate::fault::{Faults, Loss};
 use crate::options::{Document, Node, Options};
+use crate::service::kms::DataKey;
 use crate::service::session::Session;
 use crate::status::Status;
 
@@ -34,6 +35,8 @@ pub(crate) struct World {
     pub nodes: Vec<Node>,
     pub documents: BTreeMap<String, Document>,
     pub hosts: BTreeMap<String, Vec<SocketAddr>>,
+    /// By their encrypted form.
+    pub data_keys: HashMap<Vec<u8>, DataKey>,
 }
 
 impl State {
@@ -47,6 +50,7 @@ impl State {
                 nodes: options.nodes.clone(),
                 documents,
                 hosts: options.hosts.clone(),
+                data_keys: HashMap::new(),
             }),
             dice: Mutex::new(StdRng::seed_from_u64(options.seed)),
             faults: watch::Sender::new(Faults::default()),

@@ -1,6 +1,6 @@
 //! What the lab has seen: counters, live sessions, and everything that a client did wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -22,6 +22,10 @@ pub struct Status {
     pub resume: Calls,
     /// `TerminateSession`.
     pub terminate: Calls,
+    /// `GenerateDataKey`, of KMS.
+    pub data_key: Calls,
+    /// The access keys that `GenerateDataKey` was signed with.
+    pub data_key_signers: BTreeSet<String>,
     /// Every other call.
     pub other: Calls,
     /// API calls without a plausible signature.
@@ -80,6 +84,8 @@ pub struct SessionStatus {
     pub reason: String,
     /// Its data channel is open.
     pub connected: bool,
+    /// Its data is encrypted.
+    pub encrypted: bool,
     /// The handshake is complete.
     pub ready: bool,
     /// The plugin's version as told in the handshake.

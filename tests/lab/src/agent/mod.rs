@@ -8,7 +8,7 @@ mod numbering;
 mod streams;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -19,8 +19,9 @@ use tokio_util::sync::CancellationToken;
 use crate::channel::Outbound;
 use crate::fault::Network;
 use crate::state::State;
+use crate::wire::cipher::Cipher;
 use crate::wire::message::{Message, MessageType, flag, payload};
-use handshake::Handshake;
+use handshake::{Encryption, Handshake};
 use numbering::{Incoming, Outgoing, Verdict};
 use streams::Streams;
 
@@ -53,6 +54,17 @@ pub(crate) struct Plan {
     pub properties: Value,
     /// Resolved at the session's start, once.
     pub addresses: Vec<SocketAddr>,
+    /// What the session is encrypted with.
+    pub encryption: Option<KmsKey>,
+}
+
+/// The KMS key of a session, and what its data key is bound to beside the session.
+#[derive(Clone, Debug)]
+pub(crate) struct KmsKey {
+    pub id: String,
+    pub target: String,
+    /// Bound too by clients that know of it.
+    pub challenge: String,
 }
 
 /// The agent's handle; its tasks hold it too.
@@ -63,6 +75,8 @@ pub(crate) struct Agent {
     link: watch::Sender<Option<Link>>,
     inbound: mpsc::Sender<Message>,
     handshake: watch::Sender<Handshake>,
+    kms_key: Option<KmsKey>,
+    encryption: OnceLock<Encryption>,
     last_data: Mutex<Instant>,
     /// Does nothing at all, and nobody says so.
     pub hangs: watch::Sender<bool>,
@@ -82,6 +96,8 @@ impl Agent {
             link: watch::Sender::new(None),
             inbound,
             handshake: watch::Sender::new(Handshake::Requested),
+            kms_key: plan.encryption.clone(),
+            encryption: OnceLock::new(),
             last_data: Mutex::new(Instant::now()),
             hangs: watch::Sender::new(false),
             gives_up: watch::Sender::new(None),
@@ -159,6 +175,11 @@ impl Agent {
 
     fn touch(&self) {
         *self.last_data.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// From the handshake on, if the session is encrypted.
+    fn cipher(&self) -> Option<&Cipher> {
+        self.encryption.get().map(|encryption| &encryption.cipher)
     }
 
     fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
@@ -284,6 +305,7 @@ impl Agent {
         let handshake = *self.handshake.borrow();
         match message.payload_type {
             payload::HANDSHAKE_RESPONSE => self.handshake_response(&message),
+            payload::CHALLENGE_RESPONSE => self.challenge_response(&message),
             payload::FLAG if message.flag() == Some(flag::TERMINATE_SESSION) => {
                 self.gives_up.send_replace(Some((String::new(), true)));
             }
@@ -294,8 +316,14 @@ impl Agent {
             }
             payload::DATA => {
                 self.touch();
-                if let Some(streams) = streams {
-                    streams.receive(&message.payload).await;
+                let data = match self.cipher() {
+                    Some(cipher) => cipher.open(&message.payload),
+                    None => Some(message.payload),
+                };
+                match (data, streams) {
+                    (Some(data), Some(streams)) => streams.receive(&data).await,
+                    (None, _) => self.state.violation(&self.session, "data that cannot be decrypted"),
+                    (Some(_), None) => {}
                 }
             }
             // Terminal sizes of shell sessions.
@@ -341,6 +369,10 @@ impl Agent {
     }
 
     async fn send(&self, kind: u32, content: Bytes, next: &mut tokio::time::Instant) {
+        let content = match self.cipher() {
+            Some(cipher) if kind == payload::DATA => cipher.seal(&content),
+            _ => content,
+        };
         if kind == payload::DATA {
             self.touch();
         }

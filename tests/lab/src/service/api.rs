@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::error::Refusal;
 use super::session::{Request, Session, resolve};
-use crate::agent::Plan;
+use crate::agent::{KmsKey, Plan};
 use crate::fault::{ApiFault, Call};
 use crate::state::State;
 
@@ -34,7 +36,7 @@ pub(crate) async fn answer(state: &Arc<State>, call: &str, body: &Bytes) -> Resu
             Some(Call::Start) => &mut status.start,
             Some(Call::Resume) => &mut status.resume,
             Some(Call::Terminate) => &mut status.terminate,
-            None => &mut status.other,
+            Some(Call::DataKey) | None => &mut status.other,
         };
         calls.processed += 1;
         calls.succeeded += u64::from(result.is_ok());
@@ -51,7 +53,10 @@ async fn process(
     let input: Value = serde_json::from_slice(body)
         .map_err(|error| Refusal::new("SerializationException", error.to_string()))?;
     let fault = with_faults.and_then(|call| state.faults.borrow().on(call));
-    if let Some(refusal) = fault.and_then(|fault| Refusal::of(fault, call, text(&input, "Target"))) {
+    if let Some(refusal) = fault.and_then(|fault| {
+        let resource = format!("arn:aws:ec2:us-west-2:111122223333:instance/{}", text(&input, "Target"));
+        Refusal::of(fault, &format!("ssm:{call}"), &resource)
+    }) {
         return Err(refusal);
     }
     match call {
@@ -105,7 +110,12 @@ async fn start(state: &Arc<State>, input: &Value) -> Result<Value, Refusal> {
         })?;
         addresses = resolve(state, properties["host"].as_str(), port).await;
     }
-    let plan = Plan { session_type: document.session_type, properties, addresses };
+    let encryption = state.options.kms_key.clone().map(|id| KmsKey {
+        id,
+        target: target.clone(),
+        challenge: BASE64_STANDARD.encode(rand::random::<[u8; 16]>()),
+    });
+    let plan = Plan { session_type: document.session_type, properties, addresses, encryption };
     let session = Session::start(state, Request { target, document: name.into(), reason, plan });
     let (token, url) = session.grant(&state.options.region);
     Ok(json!({ "SessionId": session.id, "TokenValue": token, "StreamUrl": url }))

@@ -24,14 +24,14 @@ impl Refusal {
         Self { status, body: body.into() }
     }
 
-    /// How a call fails under a fault; `None` for the faults that are no refusal.
-    pub fn of(fault: ApiFault, call: &str, target: &str) -> Option<Self> {
+    /// How a call (`ssm:StartSession`) on a resource fails under a fault; `None` for the faults that are no refusal.
+    pub fn of(fault: ApiFault, call: &str, resource: &str) -> Option<Self> {
         Some(match fault {
             ApiFault::Throttled => Self::new("ThrottlingException", "Rate exceeded"),
             ApiFault::Denied => Self::new(
                 "AccessDeniedException",
                 format!(
-                    "User: arn:aws:sts::111122223333:assumed-role/lab/autossm is not authorized to perform: ssm:{call} on resource: arn:aws:ec2:us-west-2:111122223333:instance/{target} because no identity-based policy allows the ssm:{call} action"
+                    "User: arn:aws:sts::111122223333:assumed-role/lab/autossm is not authorized to perform: {call} on resource: {resource} because no identity-based policy allows the {call} action"
                 ),
             ),
             ApiFault::Forbidden => {
@@ -40,9 +40,10 @@ impl Refusal {
             ApiFault::Expired => {
                 Self::new("ExpiredTokenException", "The security token included in the request is expired")
             }
-            ApiFault::TargetNotConnected => {
-                Self::new("TargetNotConnected", format!("{target} is not connected."))
-            }
+            ApiFault::TargetNotConnected => Self::new(
+                "TargetNotConnected",
+                format!("{} is not connected.", resource.rsplit('/').next().unwrap_or_default()),
+            ),
             ApiFault::Internal => Self::with_status(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "InternalServerError",

@@ -3,6 +3,7 @@
 
 mod api;
 mod error;
+pub(crate) mod kms;
 pub(crate) mod session;
 mod signature;
 
@@ -45,7 +46,7 @@ where
 
 async fn route(state: Arc<State>, line: CancellationToken, request: Request<Incoming>) -> Answer {
     if request.method() == Method::GET {
-        let signed = signature::is_signed(request.headers(), "ssmmessages");
+        let signed = signature::signer(request.headers(), "ssmmessages", &state.options.region).is_some();
         check_host(&state, request.headers(), "ssmmessages");
         state.count(|status| {
             status.upgrades += 1;
@@ -54,17 +55,26 @@ async fn route(state: Arc<State>, line: CancellationToken, request: Request<Inco
         return channel::upgrade(state, line, request).await;
     }
     let target = request.headers().get("x-amz-target").and_then(|value| value.to_str().ok());
-    let call = target.and_then(|target| target.strip_prefix("AmazonSSM.")).unwrap_or_default().to_owned();
-    let signed = signature::is_signed(request.headers(), "ssm");
+    let (service, call) = match target.unwrap_or_default().split_once('.') {
+        Some(("TrentService", call)) => ("kms", call.to_owned()),
+        Some(("AmazonSSM", call)) => ("ssm", call.to_owned()),
+        _ => ("ssm", String::new()),
+    };
+    let signer = signature::signer(request.headers(), service, &state.options.region);
     let Ok(body) = Limited::new(request.into_body(), LONGEST_BODY).collect().await else {
         return answer(StatusCode::BAD_REQUEST, Bytes::new());
     };
-    if !signed {
+    let Some(signer) = signer else {
         state.count(|status| status.unsigned_calls += 1);
         let refusal = Refusal::new("MissingAuthenticationTokenException", "Missing Authentication Token");
         return answer(refusal.status, refusal.body);
-    }
-    let result: Result<Value, Refusal> = api::answer(&state, &call, &body.to_bytes()).await;
+    };
+    let result: Result<Value, Refusal> = if service == "kms" {
+        state.count(|status| _ = status.data_key_signers.insert(signer));
+        kms::answer(&state, &call, &body.to_bytes()).await
+    } else {
+        api::answer(&state, &call, &body.to_bytes()).await
+    };
     match result {
         Ok(content) => answer(StatusCode::OK, content.to_string().into()),
         Err(refusal) => answer(refusal.status, refusal.body),

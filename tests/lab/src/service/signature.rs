@@ -4,12 +4,10 @@
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HOST};
 
-/// Whether the headers carry a plausible signature for `service`.
-pub(crate) fn is_signed(headers: &HeaderMap, service: &str) -> bool {
+/// The access key that signed these headers, if they carry a plausible signature for `service` in `region`.
+pub(crate) fn signer(headers: &HeaderMap, service: &str, region: &str) -> Option<String> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let Some(rest) = text(AUTHORIZATION.as_str()).strip_prefix("AWS4-HMAC-SHA256 ") else {
-        return false;
-    };
+    let rest = text(AUTHORIZATION.as_str()).strip_prefix("AWS4-HMAC-SHA256 ")?;
     let part = |name: &str| {
         rest.split(',').find_map(|part| part.trim().strip_prefix(name)?.strip_prefix('=')).unwrap_or_default()
     };
@@ -17,23 +15,24 @@ pub(crate) fn is_signed(headers: &HeaderMap, service: &str) -> bool {
     let signed: Vec<&str> = part("SignedHeaders").split(';').collect();
     let signature = part("Signature");
     let date = text("x-amz-date");
-    let [key, day, region, scope_service, "aws4_request"] = scope[..] else {
-        return false;
+    let [key, day, scope_region, scope_service, "aws4_request"] = scope[..] else {
+        return None;
     };
     // A session token that is not signed would be refused by the service.
     let token_signed =
         !headers.contains_key("x-amz-security-token") || signed.contains(&"x-amz-security-token");
-    !key.is_empty()
+    let plausible = !key.is_empty()
         && day.len() == 8
         && date.starts_with(day)
         && date.len() == "20260101T000000Z".len()
-        && !region.is_empty()
+        && scope_region == region
         && scope_service == service
         && signed.contains(&HOST.as_str())
         && signed.contains(&"x-amz-date")
         && token_signed
         && signature.len() == 64
-        && signature.bytes().all(|byte| byte.is_ascii_hexdigit())
+        && signature.bytes().all(|byte| byte.is_ascii_hexdigit());
+    plausible.then(|| key.to_owned())
 }
 
 #[cfg(test)]
@@ -53,9 +52,11 @@ mod tests {
         let good = format!(
             "AWS4-HMAC-SHA256 Credential=AKID/20260102/us-west-2/ssm/aws4_request, SignedHeaders=host;x-amz-date, Signature={signature}"
         );
-        assert!(is_signed(&headers(&good), "ssm"));
-        assert!(!is_signed(&headers(&good), "ssmmessages"));
-        assert!(!is_signed(&HeaderMap::new(), "ssm"));
+        let signed = |headers: &HeaderMap| signer(headers, "ssm", "us-west-2").is_some();
+        assert_eq!(signer(&headers(&good), "ssm", "us-west-2").as_deref(), Some("AKID"));
+        assert_eq!(signer(&headers(&good), "ssmmessages", "us-west-2"), None);
+        assert_eq!(signer(&headers(&good), "ssm", "eu-west-1"), None);
+        assert!(!signed(&HeaderMap::new()));
         for (part, other) in [
             ("20260102", "20260103"),
             ("host;", ""),
@@ -64,10 +65,10 @@ mod tests {
             (&signature[..], "abc"),
             ("AWS4-HMAC-SHA256 ", "Basic "),
         ] {
-            assert!(!is_signed(&headers(&good.replace(part, other)), "ssm"), "{part}");
+            assert!(!signed(&headers(&good.replace(part, other))), "{part}");
         }
         let mut with_token = headers(&good);
         with_token.insert("x-amz-security-token", "secret".parse().unwrap());
-        assert!(!is_signed(&with_token, "ssm"));
+        assert!(!signed(&with_token));
     }
 }

@@ -1,7 +1,9 @@
-//! The plugin's own API calls, ResumeSession and TerminateSession, with the retries of its SDK.
+//! The plugin's own API calls, ResumeSession, TerminateSession and KMS's GenerateDataKey, with the retries of its SDK.
 
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http::{Request, Uri};
 use http_body_util::{BodyExt, Full};
@@ -9,6 +11,7 @@ use rand::RngExt;
 use serde_json::{Value, json};
 
 use super::{dial, sign, trust};
+use crate::wire::cipher::KEY_LENGTH;
 
 /// Further requests after the first one of a call, for errors that may pass.
 const RETRIES: u32 = 3;
@@ -34,6 +37,14 @@ pub struct Api {
     pub endpoint: String,
 }
 
+/// A data key, fresh from KMS.
+pub struct DataKey {
+    /// To encrypt with.
+    pub plain: Vec<u8>,
+    /// For the agent, which has KMS decrypt it; base64.
+    pub encrypted: String,
+}
+
 /// A failed request: the SDK's error code and its words.
 struct Failure {
     passing: bool,
@@ -52,7 +63,7 @@ impl Api {
     /// # Errors
     /// In the SDK's words.
     pub async fn resume(&self, session: &str) -> Result<Option<String>, String> {
-        let answer = self.call("ResumeSession", session).await?;
+        let answer = self.call("AmazonSSM.ResumeSession", json!({ "SessionId": session })).await?;
         Ok(answer.get("TokenValue").and_then(Value::as_str).map(str::to_owned))
     }
 
@@ -61,13 +72,30 @@ impl Api {
     /// # Errors
     /// In the SDK's words.
     pub async fn terminate(&self, session: &str) -> Result<(), String> {
-        self.call("TerminateSession", session).await.map(drop)
+        self.call("AmazonSSM.TerminateSession", json!({ "SessionId": session })).await.map(drop)
     }
 
-    async fn call(&self, operation: &str, session: &str) -> Result<Value, String> {
+    /// A data key for an encrypted session.
+    ///
+    /// # Errors
+    /// In the SDK's words.
+    pub async fn data_key(&self, key: &str, session: &str, target: &str) -> Result<DataKey, String> {
+        let input = json!({
+            "KeyId": key,
+            "NumberOfBytes": KEY_LENGTH,
+            "EncryptionContext": { "aws:ssm:SessionId": session, "aws:ssm:TargetId": target },
+        });
+        let answer = self.call("TrentService.GenerateDataKey", input).await?;
+        let text = |name| answer.get(name).and_then(Value::as_str).unwrap_or_default();
+        let plain = BASE64_STANDARD.decode(text("Plaintext"));
+        let plain = plain.map_err(|error| format!("SerializationError: {error}"))?;
+        Ok(DataKey { plain, encrypted: text("CiphertextBlob").to_owned() })
+    }
+
+    async fn call(&self, operation: &str, input: Value) -> Result<Value, String> {
         let mut tried = 0;
         loop {
-            match self.request(operation, session).await {
+            match self.request(operation, &input).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) if failure.passing && tried < RETRIES => tokio::time::sleep(pause(tried)).await,
                 Err(failure) => return Err(failure.words),
@@ -77,27 +105,29 @@ impl Api {
     }
 
     /// No deadline anywhere, like the stock plugin: a service that answers nothing holds it for ever.
-    async fn request(&self, operation: &str, session: &str) -> Result<Value, Failure> {
+    async fn request(&self, operation: &str, input: &Value) -> Result<Value, Failure> {
         let unsent = |words: String| {
             Failure::new("RequestError", format!("send request failed\ncaused by: {words}"), 0)
         };
+        let service = if operation.starts_with("TrentService") { "kms" } else { "ssm" };
         let address = match self.endpoint.as_str() {
+            _ if service == "kms" => format!("https://kms.{}.amazonaws.com", self.region),
             "" => format!("https://ssm.{}.amazonaws.com", self.region),
             given if given.contains("://") => given.into(),
             given => format!("https://{given}"),
         };
         let uri: Uri = address.parse().map_err(|error| unsent(format!("{error}")))?;
-        let body = json!({ "SessionId": session }).to_string();
+        let body = input.to_string();
         let mut request = Request::post("/")
             .header("Content-Type", "application/x-amz-json-1.1")
-            .header("X-Amz-Target", format!("AmazonSSM.{operation}"))
+            .header("X-Amz-Target", operation)
             .header("User-Agent", "aws-sdk-go/1.54.10 (stand-in plugin)")
             .body(Full::new(Bytes::from(body.clone())))
             .map_err(|error| unsent(error.to_string()))?;
         let missing = |words: String| Failure { passing: false, words };
         let credentials = sign::credentials().await.map_err(missing)?;
         let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
-        sign::apply(&mut request, &authority, body.as_bytes(), ("ssm", &self.region), credentials)
+        sign::apply(&mut request, &authority, body.as_bytes(), (service, &self.region), credentials)
             .map_err(missing)?;
         let encrypted = uri.scheme_str() == Some("https");
         let tls = if encrypted { Some(trust::api().map_err(missing)?) } else { None };

@@ -24,6 +24,7 @@ use super::api::Api;
 use super::console::{Level, log, print, print_bytes};
 use super::retry::Schedule;
 use super::websocket::{BINARY, Connection};
+use crate::wire::cipher::Cipher;
 use crate::wire::handshake::ChannelClosed;
 use crate::wire::message::{Message, MessageType, flag, payload};
 
@@ -41,6 +42,7 @@ const LONGEST_RETRANSMISSION: Duration = Duration::from_secs(1);
 /// One session's data channel.
 pub struct DataChannel {
     pub(super) session: String,
+    pub(super) target: String,
     pub(super) url: Uri,
     pub(super) token: Mutex<String>,
     pub(super) client: Uuid,
@@ -51,6 +53,8 @@ pub struct DataChannel {
     pub(super) open: AtomicBool,
     pub(super) connection: Mutex<Option<Arc<Connection>>>,
     pub(super) handshake: Mutex<Handshake>,
+    /// Set where the agent asks for encryption.
+    pub(super) cipher: OnceLock<Cipher>,
     /// Told once, whether the kind of session is known.
     pub(super) kind_known: mpsc::Sender<bool>,
     /// Where the session's data goes, once the session runs.
@@ -144,6 +148,7 @@ impl DataChannel {
         };
         Arc::new(Self {
             session: start.session.session_id,
+            target: start.target,
             url,
             token: Mutex::new(start.session.token_value),
             client: Uuid::new_v4(),
@@ -153,6 +158,7 @@ impl DataChannel {
             open: AtomicBool::new(false),
             connection: Mutex::new(None),
             handshake: Mutex::new(Handshake::default()),
+            cipher: OnceLock::new(),
             kind_known,
             consumer: OnceLock::new(),
             socket_file: OnceLock::new(),
@@ -177,12 +183,11 @@ impl DataChannel {
     /// It could not be sent, and is lost; in words.
     pub async fn send_input(&self, payload_type: u32, data: impl Into<Bytes>) -> Result<(), String> {
         let sequence = self.numbers().next;
-        let message = Message::stream(
-            MessageType::InputStreamData,
-            sequence,
-            payload_type,
-            lone_line_feed(data.into()),
-        );
+        let data = match (lone_line_feed(data.into()), self.cipher.get()) {
+            (data, Some(cipher)) if payload_type == payload::DATA => cipher.seal(&data),
+            (data, _) => data,
+        };
+        let message = Message::stream(MessageType::InputStreamData, sequence, payload_type, data);
         let bytes = message.encode();
         self.send(BINARY, &bytes)
             .await
@@ -311,6 +316,10 @@ impl DataChannel {
                 self.acknowledge(&message).await?;
                 self.answer_handshake(&message).await?;
             }
+            payload::CHALLENGE => {
+                self.acknowledge(&message).await?;
+                self.answer_challenge(&message).await?;
+            }
             payload::HANDSHAKE_COMPLETE => {
                 self.acknowledge(&message).await?;
                 self.complete_handshake(&message)?;
@@ -363,11 +372,17 @@ impl DataChannel {
             }
             first
         };
+        let data = match self.cipher.get() {
+            Some(cipher) if message.payload_type == payload::DATA => {
+                cipher.open(&message.payload).ok_or("error decrypting encrypted test")?
+            }
+            _ => message.payload.clone(),
+        };
         match self.consumer.get() {
             None => return Ok(first),
-            Some(Consumer::Stdout) => print_bytes(&message.payload),
+            Some(Consumer::Stdout) => print_bytes(&data),
             Some(Consumer::Mux(mux)) if message.payload_type == payload::DATA => {
-                mux.lock().await.write_all(&message.payload).await.map_err(|error| error.to_string())?;
+                mux.lock().await.write_all(&data).await.map_err(|error| error.to_string())?;
             }
             Some(Consumer::Mux(_)) => {
                 if message.flag() == Some(flag::CONNECT_TO_PORT_ERROR) {

@@ -25,6 +25,8 @@ pub enum Command {
 pub struct Start {
     /// The response of StartSession.
     pub session: StartedSession,
+    /// The target of the request.
+    pub target: String,
     /// For signatures and the API's default address.
     pub region: String,
     /// The API's address; empty for the region's own.
@@ -56,11 +58,13 @@ pub fn parse(arguments: &[String], version: &str, variable: impl Fn(&str) -> Opt
         }
         _ => {}
     }
+    let mut target = String::new();
     if arguments.len() > 4 {
         let request: Value = serde_json::from_str(argument(4)).unwrap_or_default();
-        if !request.get("Target").is_some_and(Value::is_string) {
+        let Some(named) = request.get("Target").and_then(Value::as_str) else {
             return Command::Crash("panic: interface conversion: interface {} is nil, not string");
-        }
+        };
+        named.clone_into(&mut target);
     }
     if argument(2) != "StartSession" {
         return Command::Print("Invalid Operation".into());
@@ -78,7 +82,8 @@ pub fn parse(arguments: &[String], version: &str, variable: impl Fn(&str) -> Opt
     };
     match serde_json::from_value(response) {
         Ok(session) => {
-            Command::Start(Start { session, region: argument(1).into(), endpoint: argument(5).into() })
+            let (region, endpoint) = (argument(1).into(), argument(5).into());
+            Command::Start(Start { session, target, region, endpoint })
         }
         Err(_) => Command::Crash("panic: runtime error: invalid memory address or nil pointer dereference"),
     }

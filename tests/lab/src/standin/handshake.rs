@@ -2,8 +2,10 @@
 
 use super::channel::DataChannel;
 use super::console::print;
+use crate::wire::cipher::Cipher;
 use crate::wire::handshake::{
-    HandshakeComplete, HandshakeRequest, HandshakeResponse, ProcessedAction, SessionTypeParameters,
+    Challenge, EncryptionParameters, EncryptionResult, HandshakeComplete, HandshakeRequest,
+    HandshakeResponse, ProcessedAction, SessionTypeParameters,
 };
 use crate::wire::message::{Message, payload};
 
@@ -29,20 +31,19 @@ impl DataChannel {
         for action in request.requested_client_actions {
             let kind = action.action_type;
             let result = match kind.as_str() {
-                "SessionType" => self.set_kind(action.action_parameters),
-                // The stand-in has no KMS: the agent refuses to go on, as it does where the plugin's call to KMS fails.
-                "KMSEncryption" => Err("the stand-in does not encrypt".into()),
+                "SessionType" => self.set_kind(action.action_parameters).map(|()| serde_json::Value::Null),
+                "KMSEncryption" => self.set_key(action.action_parameters).await,
                 _ => Err(format!("Unsupported action {kind}")),
             };
             let error = match &result {
-                Ok(()) => String::new(),
+                Ok(_) => String::new(),
                 Err(error) if error.starts_with("Unsupported") => error.clone(),
                 Err(error) => format!("Failed to process action {kind}: {error}"),
             };
             processed_client_actions.push(ProcessedAction {
                 action_type: kind,
                 action_status: if result.is_ok() { SUCCESS } else { FAILED },
-                action_result: serde_json::Value::Null,
+                action_result: result.as_ref().ok().cloned().unwrap_or_default(),
                 error,
             });
             errors.extend(result.err());
@@ -68,6 +69,34 @@ impl DataChannel {
         handshake.kind = Some(kind);
         handshake.properties = parameters.properties;
         Ok(())
+    }
+
+    /// Has KMS make a data key, and encrypts with it from now on.
+    async fn set_key(&self, parameters: serde_json::Value) -> Result<serde_json::Value, String> {
+        let parameters: EncryptionParameters =
+            serde_json::from_value(parameters).map_err(|error| error.to_string())?;
+        let key = self.api.data_key(&parameters.key, &self.session, &self.target).await;
+        let key = key.map_err(|error| format!("Error calling KMS GenerateDataKey API: {error}"))?;
+        let cipher = Cipher::of_client(&key.plain).ok_or("error creating NewCipher")?;
+        // Asked for once a session.
+        drop(self.cipher.set(cipher));
+        let result = EncryptionResult { key: key.encrypted, hash: None, challenged: false };
+        serde_json::to_value(result).map_err(|error| error.to_string())
+    }
+
+    /// Shows the agent that both ends have the same key.
+    ///
+    /// # Errors
+    /// They have not, or the answer cannot be sent; in words.
+    pub(super) async fn answer_challenge(&self, message: &Message) -> Result<(), String> {
+        let challenge: Challenge =
+            serde_json::from_slice(&message.payload).map_err(|error| error.to_string())?;
+        let cipher = self.cipher.get().ok_or("no encryption")?;
+        let challenge = challenge.sealed().and_then(|sealed| cipher.open(&sealed));
+        let challenge = challenge.ok_or("error decrypting encrypted test")?;
+        let answer = serde_json::to_vec(&Challenge::of(&cipher.seal(&challenge)))
+            .map_err(|error| error.to_string())?;
+        self.send_input(payload::CHALLENGE_RESPONSE, answer).await
     }
 
     /// The handshake is over: the session may begin.

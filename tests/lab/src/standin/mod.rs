@@ -5,7 +5,7 @@
 //! six tries to resume and then silence with an open port, death by traffic, one receive budget for all clients, no
 //! half-close, a lone line feed turned into a carriage return, status 0 whatever happened.
 //!
-//! Left out: agents older than the mux (3.0.196.0) and than its silenced keep-alive (3.1.1511.0), KMS encryption,
+//! Left out: agents older than the mux (3.0.196.0) and than its silenced keep-alive (3.1.1511.0), random challenges in the encryption context,
 //! local Unix sockets, credentials from profiles, and most log lines.
 
 pub mod api;

@@ -1,5 +1,7 @@
 //! The JSON inside the data channel: the first message, the handshake, and the word that a session has ended.
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -36,7 +38,7 @@ pub struct HandshakeRequest {
 pub struct RequestedAction {
     /// `SessionType` or `KMSEncryption`.
     pub action_type: String,
-    /// For `SessionType`: [`SessionTypeParameters`].
+    /// [`SessionTypeParameters`] or [`EncryptionParameters`].
     pub action_parameters: Value,
 }
 
@@ -49,6 +51,51 @@ pub struct SessionTypeParameters {
     /// The document's properties with the parameters put in: `portNumber`, `localPortNumber`, `type`, `host` …
     #[serde(default)]
     pub properties: Value,
+}
+
+/// Parameters of the action `KMSEncryption`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EncryptionParameters {
+    /// The key's id or ARN.
+    #[serde(rename = "KMSKeyId")]
+    pub key: String,
+    /// To go into the encryption context, by clients that know of it.
+    #[serde(rename = "Challenge", default)]
+    pub challenge: String,
+}
+
+/// The result of the action `KMSEncryption`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EncryptionResult {
+    /// The data key as KMS has encrypted it; base64.
+    #[serde(rename = "KMSCipherTextKey")]
+    pub key: String,
+    /// Not used by anybody; `null`.
+    #[serde(rename = "KMSCipherTextHash", default)]
+    pub hash: Option<String>,
+    /// The challenge is in the encryption context.
+    #[serde(rename = "ChallengeAcknowledgement", default)]
+    pub challenged: bool,
+}
+
+/// Payload types 8, from the agent, and 9, from the client: the same bytes, encrypted by the one and by the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Challenge {
+    /// base64.
+    pub challenge: String,
+}
+
+impl Challenge {
+    /// Of encrypted bytes.
+    pub fn of(sealed: &[u8]) -> Self {
+        Self { challenge: BASE64_STANDARD.encode(sealed) }
+    }
+
+    /// The encrypted bytes.
+    pub fn sealed(&self) -> Option<Vec<u8>> {
+        BASE64_STANDARD.decode(&self.challenge).ok()
+    }
 }
 
 /// Payload type 6, from the client.
@@ -72,7 +119,7 @@ pub struct ProcessedAction {
     pub action_type: String,
     /// 1 success, 2 failed, 3 unsupported.
     pub action_status: i64,
-    /// `null` for `SessionType`.
+    /// `null` for `SessionType`, [`EncryptionResult`] for `KMSEncryption`.
     #[serde(default)]
     pub action_result: Value,
     /// Empty on success.

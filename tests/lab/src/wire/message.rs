@@ -85,6 +85,10 @@ pub mod payload {
     pub const HANDSHAKE_RESPONSE: u32 = 6;
     /// The agent's word that the handshake is over, JSON.
     pub const HANDSHAKE_COMPLETE: u32 = 7;
+    /// The agent asks whether the client can decrypt and encrypt, JSON.
+    pub const CHALLENGE: u32 = 8;
+    /// The client's answer, JSON.
+    pub const CHALLENGE_RESPONSE: u32 = 9;
     /// A big-endian `u32` out of [`super::flag`].
     pub const FLAG: u32 = 10;
 }
