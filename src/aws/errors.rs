@@ -58,6 +58,29 @@ where
     }
 }
 
+/// Why `operation` was refused, of a call that was made without the SDK: from the answer to it. `None` if it was not.
+pub fn answered(operation: &str, status: u16, body: &[u8]) -> Option<Failure> {
+    if (200..300).contains(&status) {
+        return None;
+    }
+    let said: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let text = |name: &str| said.get(name).and_then(serde_json::Value::as_str);
+    let mut meta = ErrorMetadata::builder();
+    if let Some(code) = text("__type") {
+        meta = meta.code(code);
+    }
+    if let Some(message) = text("message").or_else(|| text("Message")) {
+        meta = meta.message(message);
+    }
+    let mut failure = service(operation, Some(status), &meta.build()).failure;
+    if text("__type").is_some_and(|code| code.contains("AccessDenied")) {
+        failure.text += &format!(
+            "; allow {operation} to the daemon's credentials, in their own policy or in that of what it is about"
+        );
+    }
+    Some(failure)
+}
+
 /// A call that took longer than it may.
 pub(super) fn overdue(operation: &str, limit: std::time::Duration) -> Failure {
     Failure::new(Class::Network, format!("{operation}: no answer within {} s", limit.as_secs()))
@@ -160,6 +183,10 @@ fn class(code: Option<&str>, status: Option<u16>) -> Class {
         | "UnsupportedOperation"
         | "UnknownOperation"
         | "DoesNotExist"
+        // Of KMS: the key.
+        | "NotFound"
+        | "Disabled"
+        | "KMSInvalidState"
         | "Serialization"
         | "PackedPolicyTooLarge"
         | "MalformedPolicyDocument" => Class::NeedsChange,
@@ -252,6 +279,22 @@ mod tests {
             (failure.class, &*failure.text),
             (Class::Access, "credentials: AccessDenied: not authorized")
         );
+    }
+
+    #[test]
+    fn answers_of_kms_have_classes_and_a_remedy() {
+        let said = |code: &str| format!(r#"{{"__type":"{code}","message":"the words"}}"#);
+        let failure = |status, body: &str| answered("kms:GenerateDataKey", status, body.as_bytes()).unwrap();
+        assert_eq!(answered("kms:GenerateDataKey", 200, b"{}"), None);
+        let denied = failure(400, &said("AccessDeniedException"));
+        assert_eq!(denied.class, Class::Access);
+        assert!(denied.text.starts_with("kms:GenerateDataKey: AccessDeniedException: the words; allow kms:"));
+        for code in ["NotFoundException", "DisabledException", "KMSInvalidStateException"] {
+            assert_eq!(failure(400, &said(code)).class, Class::NeedsChange, "{code}");
+        }
+        assert_eq!(failure(400, &said("ThrottlingException")).class, Class::Throttled);
+        assert_eq!(failure(500, &said("KMSInternalException")).class, Class::Network);
+        assert_eq!(failure(403, "<html>").text, "kms:GenerateDataKey: HTTP 403");
     }
 
     #[test]

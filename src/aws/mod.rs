@@ -5,7 +5,7 @@
 
 pub mod api;
 mod credentials;
-mod errors;
+pub mod errors;
 mod limit;
 mod nodes;
 pub mod sdk;

@@ -95,6 +95,7 @@ mod tests {
                 ca_file: None,
             },
             stream_endpoint: None,
+            kms_endpoint: None,
             document: None,
             parameters: BTreeMap::new(),
             reason: None,

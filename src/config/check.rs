@@ -127,6 +127,7 @@ fn merged(own: Section, defaults: &Section) -> Option<Tunnel> {
             ca_file: pick!(ca_file),
         },
         stream_endpoint: pick!(stream_endpoint),
+        kms_endpoint: pick!(kms_endpoint),
         document: pick!(document),
         parameters: pick!(parameters).map(toml::Spanned::into_inner).unwrap_or_default(),
         reason: pick!(reason),

@@ -33,20 +33,29 @@ pub(super) fn endpoint_url(text: &str) -> Result<String, Wrong> {
 
 /// `wss://HOST[:PORT]`; `ws://HOST:PORT` on loopback only.
 pub(super) fn stream_endpoint(text: &str) -> Result<StreamEndpoint, Wrong> {
-    let example = "write \"wss://HOST\" or \"wss://HOST:PORT\"";
-    let (scheme, uri, authority) = split(text, example)?;
-    let tls = scheme == "wss";
-    if !tls && scheme != "ws" {
-        return Err(Wrong::new(format!("{} is not a wss address", quoted(text)), example));
+    address(text, "wss", "ws", "leave out the path: it comes with each session")
+}
+
+/// `https://HOST[:PORT]`; `http://HOST:PORT` on loopback only.
+pub(super) fn kms_endpoint(text: &str) -> Result<StreamEndpoint, Wrong> {
+    address(text, "https", "http", "leave out the path: it comes with each call")
+}
+
+/// A host and a port to be dialled with TLS, under the scheme `secure`, or without it on loopback, under `plain`.
+fn address(text: &str, secure: &str, plain: &str, no_path: &'static str) -> Result<StreamEndpoint, Wrong> {
+    let example = format!("write \"{secure}://HOST\" or \"{secure}://HOST:PORT\"");
+    let (scheme, uri, authority) = split(text, &example)?;
+    let tls = scheme == secure;
+    if !tls && scheme != plain {
+        return Err(Wrong::new(format!("{} is not a {secure} address", quoted(text)), example));
     }
     if text.ends_with('/') || text.contains(['?', '#']) || !matches!(uri.path(), "" | "/") {
-        let what = format!("{} is more than a host and a port", quoted(text));
-        return Err(Wrong::new(what, "leave out the path: it comes with each session"));
+        return Err(Wrong::new(format!("{} is more than a host and a port", quoted(text)), no_path));
     }
     if !tls && !is_loopback(authority.host()) {
         return Err(Wrong::new(
             format!("{} is without TLS and not on this host", quoted(text)),
-            "write wss://; ws:// is for loopback alone",
+            format!("write {secure}://; {plain}:// is for loopback alone"),
         ));
     }
     let port = match authority.port_u16() {
@@ -54,7 +63,8 @@ pub(super) fn stream_endpoint(text: &str) -> Result<StreamEndpoint, Wrong> {
         None if tls => 443,
         None => {
             let what = format!("{} has no port", quoted(text));
-            return Err(Wrong::new(what, "ws:// needs a port, such as \"ws://127.0.0.1:8080\""));
+            let example = format!("{plain}:// needs a port, such as \"{plain}://127.0.0.1:8080\"");
+            return Err(Wrong::new(what, example));
         }
     };
     Ok(StreamEndpoint { tls, host: bare(authority.host()).to_owned(), port })

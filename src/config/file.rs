@@ -36,6 +36,7 @@ pub(super) struct Section {
     pub endpoint_url: Option<String>,
     pub ca_file: Option<PathBuf>,
     pub stream_endpoint: Option<StreamEndpoint>,
+    pub kms_endpoint: Option<StreamEndpoint>,
     pub document: Option<String>,
     pub parameters: Option<Spanned<BTreeMap<String, Vec<String>>>>,
     pub reason: Option<String>,

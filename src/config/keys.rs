@@ -196,6 +196,15 @@ pub(super) static KEYS: &[Key] = &[
          this name.",
     ),
     Key::new(
+        "kms_endpoint",
+        Other("`\"https://HOST[:PORT]\"`, on loopback also `\"http://HOST:PORT\"`", |s, g| {
+            s.kms_endpoint = g.text(endpoint::kms_endpoint);
+        }),
+        Absent("AWS's own"),
+        "The address that KMS is called at for encrypted sessions, for a VPC endpoint with a private name. TLS is \
+         verified against this name.",
+    ),
+    Key::new(
         "ca_file",
         Other("the path of a PEM file", |s, g| s.ca_file = g.text(text::file)),
         Absent("the system's alone"),

@@ -62,6 +62,8 @@ pub struct Tunnel {
     pub identity: Identity,
     /// Replaces the stream URL's host when the gateway dials the data channel.
     pub stream_endpoint: Option<StreamEndpoint>,
+    /// Replaces the host of KMS when the plugin's calls to it are passed on, for encrypted sessions.
+    pub kms_endpoint: Option<StreamEndpoint>,
     /// A session document of the account's own instead of AWS's.
     pub document: Option<String>,
     /// Its parameters; `portNumber`, `host` and `localPortNumber` are filled in where absent.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::sync::mpsc;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::Shared;
 use crate::aws::api::{Api, StartRequest, StartedSession};
@@ -52,6 +52,8 @@ pub(super) struct Session {
     ledger: Arc<Ledger>,
     /// The data channel was closed and is not open again yet.
     down: bool,
+    /// Whether its data is encrypted with a KMS key; `None` before the handshake.
+    pub encrypted: Option<bool>,
     /// Why resuming failed last, while the data channel is down.
     resume_failure: Option<Class>,
 }
@@ -79,6 +81,7 @@ impl Session {
             session: begun.started.clone(),
             mode: config.gateway,
             stream_endpoint: config.stream_endpoint.clone(),
+            kms_endpoint: config.kms_endpoint.clone(),
             endpoint_url: config.identity.endpoint_url.clone(),
             ca_file: config.identity.ca_file.clone(),
             keepalive: config.keepalive,
@@ -117,9 +120,23 @@ impl Session {
             gateway::Event::ChannelOpened => None,
             gateway::Event::Handshake { agent_version, session_type, encrypted } => {
                 debug!(tunnel, session, agent_version, session_type, encrypted, "handshake");
+                self.encrypted = Some(encrypted);
+                if encrypted {
+                    info!(
+                        tunnel,
+                        session,
+                        event = "encrypted",
+                        "the session is encrypted with a KMS key: no keep-alives are sent, so that the account's idle \
+                         timeout ends it when nobody uses it"
+                    );
+                }
                 Some(SessionEvent::Kind(session_type))
             }
             gateway::Event::ChannelClosed { code, reason } => Some(self.closed(code, reason)),
+            gateway::Event::KmsFailed(failure) => {
+                debug!(tunnel, session, reason = failure.text, "KMS gives no data key");
+                Some(SessionEvent::NotOpened(failure))
+            }
             gateway::Event::ResumeFailed(failure) if self.route.is_none() => {
                 debug!(tunnel, session, reason = failure.text, "the data channel is not open yet");
                 Some(SessionEvent::NotOpened(failure))

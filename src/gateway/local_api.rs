@@ -2,13 +2,14 @@
 //! the calls that would resume or end the session are answered, any other call goes on under the daemon's credentials.
 
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
-use http::{Request, Response, StatusCode, Uri};
+use http::{Request, Response, StatusCode, Uri, response};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -22,11 +23,15 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::{debug, warn};
 
+use super::Event;
 use super::link::Connection;
 use super::proxy::{Endpoint, http_server};
 use super::upstream::{connect, secure};
 use crate::aws::api::Api;
+use crate::aws::errors::answered;
 use crate::aws::sign::sign_forwarded;
+use crate::config::StreamEndpoint;
+use crate::tunnel::failure::{Class, Failure};
 
 /// Of a call that is forwarded, and of its answer: a KMS call has a few hundred bytes.
 const MAX_BODY: usize = 1 << 20;
@@ -44,6 +49,10 @@ pub struct LocalApi {
     pub api: Arc<dyn Api>,
     /// Whom to trust there.
     pub tls: Arc<ClientConfig>,
+    /// Where to dial instead of the host of KMS.
+    pub kms_endpoint: Option<StreamEndpoint>,
+    /// Is told of calls to KMS that failed: without them there is no session.
+    pub events: mpsc::Sender<Event>,
     /// Takes the plugin's data channels.
     pub attach: mpsc::Sender<Box<dyn Connection>>,
 }
@@ -89,49 +98,88 @@ impl LocalApi {
             })),
             // The plugin asks for this when its resending has given up. The session's end is for others to decide.
             Some("AmazonSSM.TerminateSession") => Self::json(&json!({ "SessionId": self.session_id })),
+            // `Service_20260101.Operation`, or the plugin uses a protocol with the operation elsewhere.
             operation => {
-                debug!(%target, operation, "forwarding a call of the plugin's");
-                let forwarded = timeout(CALL_TIMEOUT, self.forward(request, target)).await;
-                forwarded.map_err(io::Error::from).flatten().unwrap_or_else(|error| {
-                    warn!(%target, %error, "a call of the plugin's could not be forwarded");
-                    status(StatusCode::BAD_GATEWAY)
-                })
+                let operation = operation.and_then(|target| target.split('.').nth(1)).unwrap_or_default();
+                let service = target.host.split('.').next().unwrap_or_default();
+                let operation = format!("{service}:{operation}");
+                self.pass_on(request, target, &operation).await
             }
         }
     }
 
-    /// Sends a call on, signed anew, and returns the answer.
+    /// Sends a call on and returns the answer. Of a failure the plugin learns what there is to learn, and then exits
+    /// without a word of it: so it is told here.
+    async fn pass_on(
+        &self,
+        request: Request<Incoming>,
+        target: &Endpoint,
+        operation: &str,
+    ) -> Response<Full<Bytes>> {
+        debug!(%target, operation, "forwarding a call of the plugin's");
+        let answer = match timeout(CALL_TIMEOUT, self.forward(request, target)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(failed(format!("no answer within {} s", CALL_TIMEOUT.as_secs()))),
+        };
+        let (response, failure) = match answer {
+            Ok((parts, body)) => {
+                let failure = answered(operation, parts.status.as_u16(), &body);
+                (Response::from_parts(parts, Full::new(body)), failure)
+            }
+            Err(failure) => {
+                let failure = Failure::new(failure.class, format!("{operation} at {target}: {failure}"));
+                (status(StatusCode::BAD_GATEWAY), Some(failure))
+            }
+        };
+        match failure {
+            Some(failure) if target.is_kms() => {
+                // Without a receiver the session is about to be closed.
+                let _ = self.events.send(Event::KmsFailed(failure)).await;
+            }
+            Some(failure) => warn!(%target, %failure, "a call of the plugin's failed"),
+            None => {}
+        }
+        response
+    }
+
+    /// Sends a call on, signed anew.
     async fn forward(
         &self,
         request: Request<Incoming>,
         target: &Endpoint,
-    ) -> io::Result<Response<Full<Bytes>>> {
+    ) -> Result<(response::Parts, Bytes), Failure> {
         let (mut parts, body) = request.into_parts();
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-        parts.uri = format!("https://{target}{path}").parse().map_err(io::Error::other)?;
+        parts.uri = format!("https://{target}{path}").parse().map_err(failed)?;
         let request = Request::from_parts(parts, whole(body).await?);
-        let credentials = self.api.credentials().await.map_err(io::Error::other)?;
-        let signed = sign_forwarded(request, &credentials, SystemTime::now()).map_err(io::Error::other)?;
+        let credentials = self.api.credentials().await?;
+        let signed = sign_forwarded(request, &credentials, SystemTime::now())?;
 
         let (mut parts, body) = signed.into_parts();
         parts.headers.remove(TRANSFER_ENCODING);
         let origin = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-        parts.uri = origin.parse::<Uri>().map_err(io::Error::other)?;
-        let stream = secure(&self.tls, &target.host, connect(&target.host, target.port).await?).await?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        parts.uri = origin.parse::<Uri>().map_err(failed)?;
+        let stream = TokioIo::new(self.dial(target).await.map_err(failed)?);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(failed)?;
         let call = async move {
             let request = Request::from_parts(parts, Full::new(body));
-            let (mut parts, body) =
-                sender.send_request(request).await.map_err(io::Error::other)?.into_parts();
+            let (mut parts, body) = sender.send_request(request).await.map_err(failed)?.into_parts();
             let body = whole(body).await?;
             // The body has a length now, whatever it had before; and what goes on is another connection.
             parts.headers.remove(TRANSFER_ENCODING);
             parts.headers.remove(CONNECTION);
-            Ok(Response::from_parts(parts, Full::new(body)))
+            Ok((parts, body))
         };
         // The connection ends with the call, which drops its sender.
         tokio::join!(call, connection).0
+    }
+
+    async fn dial(&self, target: &Endpoint) -> io::Result<Box<dyn Connection>> {
+        let instead = self.kms_endpoint.as_ref().filter(|_| target.is_kms());
+        let (tls, host, port) =
+            instead.map_or((true, &target.host, target.port), |e| (e.tls, &e.host, e.port));
+        let stream = connect(host, port).await?;
+        Ok(if tls { Box::new(secure(&self.tls, host, stream).await?) } else { Box::new(stream) })
     }
 
     fn json(answer: &serde_json::Value) -> Response<Full<Bytes>> {
@@ -141,9 +189,13 @@ impl LocalApi {
     }
 }
 
-async fn whole(body: Incoming) -> io::Result<Bytes> {
-    let body = Limited::new(body, MAX_BODY).collect().await.map_err(io::Error::other)?;
-    Ok(body.to_bytes())
+async fn whole(body: Incoming) -> Result<Bytes, Failure> {
+    let body = Limited::new(body, MAX_BODY).collect().await;
+    Ok(body.map_err(failed)?.to_bytes())
+}
+
+fn failed(error: impl Display) -> Failure {
+    Failure::new(Class::Network, error.to_string())
 }
 
 /// An empty answer.

@@ -60,6 +60,8 @@ pub struct Spec {
     pub mode: GatewayMode,
     /// Where the data channel is dialled, where that is not the stream URL's own host.
     pub stream_endpoint: Option<StreamEndpoint>,
+    /// Where KMS is called, where that is not its own host.
+    pub kms_endpoint: Option<StreamEndpoint>,
     /// The API's address, where it is not the usual one; the plugin may reach its host.
     pub endpoint_url: Option<String>,
     /// Certificate authorities trusted beside the system's.
@@ -97,6 +99,8 @@ pub enum Event {
     },
     /// An attempt to resume, or to open the data channel for the first time, failed; the gateway goes on trying.
     ResumeFailed(Failure),
+    /// KMS has refused the plugin's call for an encrypted session, or could not be asked.
+    KmsFailed(Failure),
     /// The data channel is open again, or the agent acknowledges again, and what was lost is being sent again.
     ChannelResumed {
         /// Since it was closed.
@@ -176,6 +180,8 @@ impl Gateway {
                     stand_in: access.session.token.clone(),
                     api: spec.api.clone(),
                     tls: tls.clone(),
+                    kms_endpoint: spec.kms_endpoint,
+                    events: events.clone(),
                     attach,
                 };
                 let dialler = Dialler {
@@ -198,6 +204,7 @@ impl Gateway {
             GatewayMode::Observe => Mode::Observe {
                 stream_host: Endpoint::of_url(&spec.session.stream_url).map(|e| e.host).unwrap_or_default(),
                 stream_endpoint: spec.stream_endpoint,
+                kms_endpoint: spec.kms_endpoint,
                 api: spec.api,
                 channels: observe::Channels::new(events),
             },

@@ -66,6 +66,8 @@ pub enum Mode {
         stream_host: String,
         /// Where to dial instead of it.
         stream_endpoint: Option<StreamEndpoint>,
+        /// Where to dial instead of the host of KMS.
+        kms_endpoint: Option<StreamEndpoint>,
         /// For the plugin's own calls.
         api: Arc<dyn Api>,
         /// Opens and closes of the data channel.
@@ -96,6 +98,11 @@ impl Endpoint {
 
     fn new(host: &str, port: u16) -> Self {
         Self { host: host.trim_matches(['[', ']']).to_ascii_lowercase(), port }
+    }
+
+    /// A regional host of KMS, by its name.
+    pub fn is_kms(&self) -> bool {
+        self.is_aws() && matches!(self.host.split('.').next(), Some("kms" | "kms-fips"))
     }
 
     fn is_aws(&self) -> bool {
@@ -206,11 +213,13 @@ impl Proxy {
         }
         let service = match &self.mode {
             Mode::Hold { .. } => None,
-            Mode::Observe { stream_endpoint, .. } => {
-                let (host, port) = match stream_endpoint {
-                    Some(instead) if self.is_channel(&endpoint) => (&instead.host, instead.port),
-                    _ => (&endpoint.host, endpoint.port),
+            Mode::Observe { stream_endpoint, kms_endpoint, .. } => {
+                let instead = match endpoint.is_kms() {
+                    true => kms_endpoint.as_ref(),
+                    false => stream_endpoint.as_ref().filter(|_| self.is_channel(&endpoint)),
                 };
+                let (host, port) =
+                    instead.map_or((&endpoint.host, endpoint.port), |instead| (&instead.host, instead.port));
                 Some(connect(host, port).await.map_err(|error| {
                     warn!(%endpoint, %error, "the plugin could not be connected");
                     status(StatusCode::BAD_GATEWAY)
@@ -286,6 +295,7 @@ mod tests {
             ("ssmmessages.us-east-1.amazonaws.com:443", true),
             ("SSM.cn-north-1.amazonaws.com.cn:443", true),
             ("kms.eu-west-1.api.aws:443", true),
+            ("kms-fips.us-east-1.amazonaws.com:443", true),
             ("ssm.us-east-1.amazonaws.com:80", false),
             ("amazonaws.com.evil.example:443", false),
             ("evilamazonaws.com:443", false),
@@ -294,6 +304,7 @@ mod tests {
         ] {
             let endpoint = Endpoint::of_connect(&authority.parse().unwrap()).unwrap();
             assert_eq!(endpoint.is_aws(), expected, "{authority}");
+            assert_eq!(endpoint.is_kms(), authority.starts_with("kms"), "{authority}");
         }
     }
 

@@ -173,6 +173,7 @@ impl Bench {
             },
             mode,
             stream_endpoint: Some(StreamEndpoint { tls, host: "localhost".into(), port }),
+            kms_endpoint: None,
             endpoint_url: None,
             ca_file: Some(ca.join("autossm-ca.pem")),
             keepalive: None,

@@ -126,6 +126,16 @@ pub static ENTRIES: &[Entry] = &[
                on its own sessions. If it speaks of the network, look at the way to ssmmessages.",
     },
     Entry {
+        event: "encrypted",
+        id: "b402f62a52a645fe94dad415ac9aa254",
+        subject: "The session is encrypted with a KMS key",
+        text: "The account has its sessions encrypted: the data of session @AUTOSSM_SESSION@ is, with a key that\n\
+               KMS has made. No keep-alives are sent in it, so that the account's idle timeout ends it when\n\
+               nothing flows; the next one is started then, and clients are held until it is up.\n\n\
+               If that is not wanted, let a client send something now and then, or have the account's idle\n\
+               timeout raised.",
+    },
+    Entry {
         event: "failover",
         id: "74ef18d2c1cc492fb2e908e44b1bfe0b",
         subject: "A second session is started beside one that is interrupted",

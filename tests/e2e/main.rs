@@ -12,6 +12,7 @@ mod bytes;
 mod clients;
 mod cost;
 mod daemon;
+mod encrypted;
 mod faults;
 mod keepalive;
 mod life;
