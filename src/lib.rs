@@ -16,6 +16,8 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod driver;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod gateway;
 pub mod plugin;
 pub mod proxy;

@@ -35,6 +35,8 @@ use crate::tunnel::status::State;
 use crate::tunnel::{Action, Event, Generation, Report, SessionEvent, Settings, Tunnel};
 use folder::Folder;
 use record::Record;
+#[cfg(any(test, fuzzing))]
+pub(crate) use record::fuzz as fuzz_record;
 use session::{Begun, Message, Session};
 use snapshot::Snapshot;
 

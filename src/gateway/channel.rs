@@ -27,10 +27,11 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio::time::sleep_until;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::Event;
 use super::agent_clock;
+use super::breach::Breach;
 use super::ledger::Ledger;
 use super::link::{Connection, Link, Lost, Received};
 use super::liveness::{Lasting, PingClock, Verdict};
@@ -44,8 +45,9 @@ const PLUGIN_PING: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// For the plugin: to frame a byte that it holds, or to come back after its WebSocket was closed.
 const PLUGIN_IDLE: Duration = Duration::from_secs(15);
-/// A connection that lasted so long, or brought anything, was a good one: the next one is tried at once.
+/// A connection that lasted so long was a good one, or so long and brought anything: the next one is tried at once.
 const GOOD: Duration = Duration::from_secs(5);
+const GOOD_WITH_DATA: Duration = Duration::from_secs(1);
 
 /// The channel's task.
 pub struct Channel {
@@ -265,7 +267,7 @@ impl Channel {
                     self.opening_message = Some(message);
                     self.open();
                 }
-                None => warn!("the plugin's first message cannot be read"),
+                None => self.relay.drop_unreadable("plugin", &"an opening message that cannot be read"),
             },
         }
     }
@@ -282,7 +284,11 @@ impl Channel {
                 self.ended |= self.relay.has_ended();
                 self.tell(event).await;
             }
-            Received::Text(_) => debug!("dropped a text message from the service"),
+            Received::Text(_) => {
+                let event = self.relay.breached(&Breach::Text);
+                self.ended = true;
+                self.tell(event).await;
+            }
         }
     }
 
@@ -320,11 +326,17 @@ impl Channel {
     async fn service_lost(&mut self, now: Instant, lost: Lost) {
         let Some(service) = self.service.take() else { return };
         self.relay.service_closed();
+        if let Some(breach) = &lost.breach {
+            self.ended = true;
+            let event = self.relay.breached(breach);
+            self.tell(event).await;
+        }
         if self.ended {
             return;
         }
         // One that is closed as soon as it is open must not be opened again and again without a pause.
-        if service.brought_anything || now.saturating_duration_since(service.opened) >= GOOD {
+        let good = if service.brought_anything { GOOD_WITH_DATA } else { GOOD };
+        if now.saturating_duration_since(service.opened) >= good {
             self.backoff = Backoff::default();
         } else {
             self.backoff.failed();
@@ -361,7 +373,7 @@ impl Channel {
                 Verdict::Ping => service.link.ping(),
                 Verdict::Dead => {
                     let reason = format!("no answer to a ping for {} s", PATIENCE.as_secs());
-                    self.service_lost(now, Lost { code: None, reason }).await;
+                    self.service_lost(now, Lost::given_up(reason)).await;
                 }
             }
         }

@@ -99,6 +99,12 @@ impl Input {
         self.kept.len() >= MAX_KEPT || self.kept_bytes >= MAX_KEPT_BYTES
     }
 
+    /// Of the messages that are kept.
+    #[cfg(any(test, fuzzing))]
+    pub fn kept_bytes(&self) -> usize {
+        self.kept_bytes
+    }
+
     /// How long ago a message was sent, if that was once only: else its acknowledgement may belong to either sending, and
     /// tells nothing about the round trip.
     pub fn sent_once(&self, now: Instant, number: i64) -> Option<Duration> {

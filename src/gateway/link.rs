@@ -8,11 +8,14 @@ use bytes::Bytes;
 use futures_util::{Sink, Stream as _};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
+use super::breach::{Breach, plain};
+
 /// The ends' messages are about 1.1 KB; this is far beyond anything that they send.
-const MAX_MESSAGE: usize = 1 << 20;
+pub const MAX_MESSAGE: usize = 64 << 10;
 const BUFFER: usize = 8 << 10;
 
 /// A connection, with or without TLS.
@@ -46,6 +49,15 @@ pub struct Lost {
     pub code: Option<u16>,
     /// The close frame's reason, or the error.
     pub reason: String,
+    /// What came is no WebSocket's, and would be none the next time.
+    pub breach: Option<Breach>,
+}
+
+impl Lost {
+    /// Given up here, without a word from the other side.
+    pub fn given_up(reason: String) -> Self {
+        Self { code: None, reason, breach: None }
+    }
 }
 
 /// Small buffers: the messages are small, and an idle tunnel has two links.
@@ -130,7 +142,8 @@ impl Link {
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(Received::Alive),
             Some(Ok(Message::Close(frame))) => Err(Lost {
                 code: frame.as_ref().map(|frame| frame.code.into()),
-                reason: frame.map(|frame| frame.reason.to_string()).unwrap_or_default(),
+                reason: frame.map(|frame| plain(&frame.reason)).unwrap_or_default(),
+                breach: None,
             }),
             Some(Err(error)) => Err(lost(error)),
             None => Err(lost(Error::ConnectionClosed)),
@@ -139,5 +152,16 @@ impl Link {
 }
 
 fn lost(error: Error) -> Lost {
-    Lost { code: None, reason: error.to_string() }
+    let reason = error.to_string();
+    let breach = match error {
+        // The connection was cut, on either side: nothing wrong was said.
+        Error::Protocol(
+            ProtocolError::ResetWithoutClosingHandshake
+            | ProtocolError::SendAfterClosing
+            | ProtocolError::ReceivedAfterClosing,
+        ) => None,
+        Error::Protocol(_) | Error::Capacity(_) | Error::Utf8(_) => Some(Breach::WebSocket(plain(&reason))),
+        _ => None,
+    };
+    Lost { code: None, reason, breach }
 }

@@ -22,6 +22,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use super::breach::plain;
 use super::mux::NOP;
 
 /// Stream data.
@@ -129,6 +130,11 @@ impl<'a> View<'a> {
     /// When it was made, as its sender tells the time, in ms since 1970; never zero, which the agent refuses.
     pub fn created(&self) -> u64 {
         u64::from_be_bytes(array(self.bytes, CREATED)).max(1)
+    }
+
+    /// A copy, which shares nothing with the buffer that the message was read into: what waits keeps no more than itself.
+    pub fn copied(&self) -> Bytes {
+        Bytes::copy_from_slice(self.bytes)
     }
 
     /// A copy under this number, which shares nothing with the buffer that the message was read into.
@@ -281,13 +287,13 @@ impl Handshake {
         let session_type = parameters.and_then(|parameters| parameters["SessionType"].as_str());
         let kind = parameters.and_then(|parameters| parameters["Properties"]["type"].as_str());
         Some(Self {
-            session_type: session_type.unwrap_or_default().to_owned(),
+            session_type: plain(session_type.unwrap_or_default()),
             // Both ends multiplex under these conditions and no others.
             multiplexed: session_type == Some("Port")
                 && kind == Some("LocalPortForwarding")
                 && version(&request.agent_version).is_some_and(|version| version > LAST_WITHOUT_MUX.to_vec()),
             encrypted: action("KMSEncryption").is_some(),
-            agent_version: request.agent_version,
+            agent_version: plain(&request.agent_version),
         })
     }
 }
@@ -296,7 +302,7 @@ fn version(text: &str) -> Option<Vec<u32>> {
     text.split('.').map(|part| part.parse().ok()).collect()
 }
 
-/// The reason in the payload of `channel_closed`, in the service's words.
+/// The reason in the payload of `channel_closed`, in the service's words, as far as they can be repeated.
 pub fn closing_reason(payload: &[u8]) -> String {
     #[derive(Deserialize)]
     struct Closed {
@@ -304,7 +310,7 @@ pub fn closing_reason(payload: &[u8]) -> String {
         output: String,
     }
     match serde_json::from_slice::<Closed>(payload) {
-        Ok(closed) if !closed.output.is_empty() => closed.output,
+        Ok(closed) if !closed.output.is_empty() => plain(&closed.output),
         _ => "closed by the service without a reason".to_owned(),
     }
 }

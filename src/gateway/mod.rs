@@ -9,7 +9,10 @@
 //! In `observe` mode the proxy passes the plugin's TLS on untouched.
 
 mod agent_clock;
+mod breach;
 mod channel;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod input;
 pub mod ledger;
 mod link;

@@ -48,6 +48,12 @@ impl Output {
         self.push(None, message);
     }
 
+    /// Of the messages that wait.
+    #[cfg(any(test, fuzzing))]
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
     /// The next message for the plugin.
     pub fn next(&mut self) -> Option<Bytes> {
         let (_, message) = self.waiting.pop_front()?;
@@ -63,6 +69,11 @@ impl Output {
         while self.above.remove(&self.low) {
             self.low += 1;
         }
+    }
+
+    /// The first number that the plugin has not acknowledged.
+    pub fn unacknowledged(&self) -> i64 {
+        self.low
     }
 
     /// Whether the plugin has acknowledged this number before.

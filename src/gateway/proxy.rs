@@ -28,6 +28,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
+use super::link::Connection;
 use super::local_api::{LocalApi, status};
 use super::observe::{self, Channels};
 use super::tls::Authority;
@@ -156,6 +157,11 @@ impl Proxy {
             debug!(%error, "a connection of the plugin's ended");
             return;
         }
+        self.speak(stream).await;
+    }
+
+    /// Serves one connection.
+    pub(super) async fn speak(&self, stream: impl Connection + 'static) {
         let granted = Mutex::new(None);
         let service = service_fn(async |request| Ok::<_, Infallible>(self.answer(request, &granted).await));
         if let Err(error) =

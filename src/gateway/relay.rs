@@ -24,6 +24,7 @@ use tracing::{info, trace, warn};
 
 use super::Event;
 use super::agent_clock::AgentClock;
+use super::breach::{Breach, MAX_ACKNOWLEDGEMENT, MAX_AHEAD};
 use super::input::{Input, Place};
 use super::ledger::Ledger;
 use super::message::{self, Handshake, Kind, View};
@@ -33,6 +34,8 @@ use super::repair::{Finding, Repair};
 
 /// Acknowledgements towards the service that may wait; they are made again if one is dropped.
 const MAX_ACKNOWLEDGEMENTS: usize = 1_000;
+/// And their bytes: at their usual length of 310 they are far below.
+const MAX_ACKNOWLEDGEMENT_BYTES: usize = 512 << 10;
 
 /// One session's relay.
 #[derive(Debug)]
@@ -41,6 +44,7 @@ pub struct Relay {
     output: Output,
     /// What goes to the service beside the stream.
     acknowledgements: VecDeque<Bytes>,
+    acknowledgement_bytes: usize,
     repair: Repair,
     numbering: Numbering,
     agent: AgentClock,
@@ -62,6 +66,7 @@ impl Relay {
             input: Input::default(),
             output: Output::default(),
             acknowledgements: VecDeque::new(),
+            acknowledgement_bytes: 0,
             repair: Repair::new(ledger),
             numbering: Numbering::default(),
             agent: AgentClock::new(keepalive),
@@ -91,11 +96,14 @@ impl Relay {
         self.agent.closed();
         // The agent sends again what it got no acknowledgement for, and gets a fresh one then.
         self.acknowledgements.clear();
+        self.acknowledgement_bytes = 0;
     }
 
     /// Whether another message may be read from the plugin.
     pub fn reads_plugin(&self) -> bool {
-        !self.input.is_full() && self.acknowledgements.len() < MAX_ACKNOWLEDGEMENTS
+        !self.input.is_full()
+            && self.acknowledgements.len() < MAX_ACKNOWLEDGEMENTS
+            && self.acknowledgement_bytes < MAX_ACKNOWLEDGEMENT_BYTES
     }
 
     /// Whether another message may be read from the service.
@@ -160,6 +168,7 @@ impl Relay {
             return None;
         }
         if let Some(acknowledgement) = self.acknowledgements.pop_front() {
+            self.acknowledgement_bytes -= acknowledgement.len();
             return Some(acknowledgement);
         }
         let message = self.input.next(now).or_else(|| {
@@ -168,6 +177,12 @@ impl Relay {
         })?;
         self.agent.sent(now);
         Some(message)
+    }
+
+    /// Bytes that are kept of messages, without what keeps them in order.
+    #[cfg(any(test, fuzzing))]
+    pub fn held_bytes(&self) -> usize {
+        self.input.kept_bytes() + self.output.waiting_bytes() + self.acknowledgement_bytes
     }
 
     /// The next message to be written to the plugin.
@@ -189,7 +204,10 @@ impl Relay {
     pub fn plugin_sent(&mut self, bytes: &Bytes) -> (bool, Option<Event>) {
         let view = match View::new(bytes) {
             Ok(view) => view,
-            Err(error) => return (false, self.drop_malformed("plugin", &error)),
+            Err(error) => {
+                self.drop_unreadable("plugin", &error);
+                return (false, None);
+            }
         };
         match view.kind() {
             Kind::Input => {
@@ -204,19 +222,60 @@ impl Relay {
                 if let Some(number) = view.acknowledged() {
                     self.output.acknowledge(number);
                 }
-                self.acknowledge(bytes.clone());
+                self.acknowledge(view.copied());
             }
-            _ => self.acknowledge(bytes.clone()),
+            _ => self.acknowledge(view.copied()),
         }
         (false, None)
     }
 
     /// A binary message from the service. Returns what is to be told.
     pub fn service_sent(&mut self, now: Instant, bytes: Bytes) -> Option<Event> {
-        let view = match View::new(&bytes) {
-            Ok(view) => view,
-            Err(error) => return self.drop_malformed("service", &error),
-        };
+        if self.ended {
+            return None;
+        }
+        match View::new(&bytes).map_err(Breach::from).and_then(|view| self.checked(view)) {
+            Ok(view) => self.take(now, view),
+            Err(breach) => self.breached(&breach),
+        }
+    }
+
+    /// The service has sent what cannot be a part of this session, which so is over.
+    pub fn breached(&mut self, breach: &Breach) -> Option<Event> {
+        let first = !std::mem::replace(&mut self.ended, true);
+        first.then(|| Event::SessionEnded { reason: breach.reason() })
+    }
+
+    /// A message from the service that can be what it says that it is.
+    fn checked<'a>(&self, view: View<'a>) -> Result<View<'a>, Breach> {
+        match view.kind() {
+            Kind::Input => return Err(Breach::Direction),
+            Kind::Output => {
+                let (number, next) = (view.number(), self.output.unacknowledged());
+                if number < 0 {
+                    return Err(Breach::Negative(number));
+                }
+                if number.saturating_sub(next) > MAX_AHEAD {
+                    return Err(Breach::Ahead(number, next));
+                }
+                let handshake = view.payload_type() == message::HANDSHAKE_REQUEST && !self.handshake_seen;
+                if handshake && Handshake::parse(view.payload()).is_none() {
+                    return Err(Breach::Handshake);
+                }
+            }
+            Kind::Acknowledge => {
+                let short = view.payload().len() <= MAX_ACKNOWLEDGEMENT;
+                let number = view.acknowledged().filter(|_| short).ok_or(Breach::Acknowledgement)?;
+                if !(0..self.input.next_number()).contains(&number) {
+                    return Err(Breach::NeverSent(number));
+                }
+            }
+            Kind::ChannelClosed | Kind::Pause | Kind::Start | Kind::Other => (),
+        }
+        Ok(view)
+    }
+
+    fn take(&mut self, now: Instant, view: View<'_>) -> Option<Event> {
         let kind = view.kind();
         if matches!(kind, Kind::Output | Kind::Start) {
             self.agent.heard(!self.input.is_settled());
@@ -228,31 +287,31 @@ impl Relay {
             }
             Kind::Output if !self.output.has_room() => None,
             Kind::Output => {
-                let new = self.output.add(view.number(), bytes.clone());
+                let new = self.output.add(view.number(), view.copied());
                 if new { self.look_into(now, view) } else { None }
             }
-            Kind::Acknowledge => self.release(now, view, &bytes),
+            Kind::Acknowledge => self.release(now, view),
             Kind::ChannelClosed => {
                 let reason = message::closing_reason(view.payload());
-                self.pass_on(bytes.clone(), !self.ended);
+                self.pass_on(view.copied(), true);
                 self.ended = true;
                 Some(Event::SessionEnded { reason })
             }
-            Kind::Pause | Kind::Start | Kind::Input | Kind::Other => {
+            Kind::Pause | Kind::Start | Kind::Other | Kind::Input => {
                 match kind {
                     Kind::Pause => self.agent.left(now),
                     // What was sent meanwhile may be lost.
                     Kind::Start => self.input.start_over(),
                     _ => {}
                 }
-                self.pass_on(bytes.clone(), false);
+                self.pass_on(view.copied(), false);
                 None
             }
         }
     }
 
     /// Takes the agent's acknowledgement, and hands it on if it is for a message of the plugin's.
-    fn release(&mut self, now: Instant, view: View<'_>, bytes: &Bytes) -> Option<Event> {
+    fn release(&mut self, now: Instant, view: View<'_>) -> Option<Event> {
         let number = view.acknowledged()?;
         let round_trip = self.input.sent_once(now, number);
         let released = self.input.acknowledge(now, number);
@@ -265,7 +324,7 @@ impl Relay {
         }
         match self.numbering.to_plugin(number) {
             Origin::Plugin(same) if same == number => {
-                self.pass_on(bytes.clone(), released);
+                self.pass_on(view.copied(), released);
                 None
             }
             Origin::Plugin(number) => {
@@ -378,18 +437,20 @@ impl Relay {
     }
 
     fn acknowledge(&mut self, bytes: Bytes) {
-        if self.service_is_open && self.acknowledgements.len() < 2 * MAX_ACKNOWLEDGEMENTS {
+        let room = self.acknowledgements.len() < 2 * MAX_ACKNOWLEDGEMENTS
+            && self.acknowledgement_bytes < 2 * MAX_ACKNOWLEDGEMENT_BYTES;
+        if self.service_is_open && room {
+            self.acknowledgement_bytes += bytes.len();
             self.acknowledgements.push_back(bytes);
         }
     }
 
     /// Says so once, and ever more rarely: a peer that sends garbage may send much of it.
-    fn drop_malformed(&mut self, from: &str, error: &message::Malformed) -> Option<Event> {
+    pub fn drop_unreadable(&mut self, from: &str, error: &impl std::fmt::Display) {
         self.malformed += 1;
         if self.malformed.is_power_of_two() {
             warn!(from, %error, count = self.malformed, "dropped what is no message of the data channel");
         }
-        None
     }
 }
 

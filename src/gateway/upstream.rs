@@ -22,6 +22,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use uuid::Uuid;
 
 use super::Event;
+use super::breach::plain;
 use super::link::{self, Connection, Link};
 use crate::aws::api::{Api, Resumption};
 use crate::aws::sign::sign_upgrade;
@@ -187,7 +188,7 @@ fn refused(error: Error) -> Failure {
         _ => Class::Network,
     };
     let body = String::from_utf8_lossy(response.body().as_deref().unwrap_or_default()).into_owned();
-    let words: String = body.chars().filter(|c| !c.is_control()).take(200).collect();
+    let words = plain(&body);
     Failure::new(class, format!("the data channel's upgrade was refused: {} {words}", response.status()))
 }
 
@@ -220,7 +221,7 @@ impl OpeningMessage {
         serde_json::from_str(text).ok().map(Self)
     }
 
-    fn with_token(&self, token: &SecretString) -> SecretString {
+    pub(super) fn with_token(&self, token: &SecretString) -> SecretString {
         let mut fields = self.0.clone();
         fields.insert("TokenValue".to_owned(), token.expose_secret().into());
         fields.insert("RequestId".to_owned(), Uuid::new_v4().to_string().into());

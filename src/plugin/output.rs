@@ -294,5 +294,18 @@ fn close(said: &str) -> Option<Output> {
     Some(Output::ChannelClosed { code, reason: reason.to_owned() })
 }
 
+/// Whatever the plugin prints, however it is cut into reads: the same is understood.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let Some((cut, bytes)) = data.split_first() else { return };
+    let understood = |size: usize| -> Vec<Output> {
+        let mut parser = OutputParser::new();
+        let mut outputs: Vec<_> = bytes.chunks(size).flat_map(|chunk| parser.push(chunk)).collect();
+        outputs.extend(parser.finish());
+        outputs
+    };
+    assert_eq!(understood(usize::from(*cut) + 1), understood(bytes.len().max(1)));
+}
+
 #[cfg(test)]
 mod tests;

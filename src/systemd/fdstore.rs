@@ -10,6 +10,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::config::Listen;
 
+/// More than any unit's `FileDescriptorStoreMax=` here.
+const MAX_FDS: i32 = 65_536;
+
 /// A socket that systemd has kept.
 #[derive(Debug)]
 pub struct Kept {
@@ -26,7 +29,13 @@ pub fn kept() -> Vec<Kept> {
     if std::env::var_os("LISTEN_PID").is_none_or(|pid| pid.is_empty()) {
         return Vec::new();
     }
-    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    // The crate makes a list of as many as it is told.
+    if !std::env::var("LISTEN_FDS").is_ok_and(|count| is_possible(&count)) {
+        return Vec::new();
+    }
+    // A name in another encoding is none that was given here.
+    let names = std::env::var_os("LISTEN_FDNAMES").unwrap_or_default();
+    let names = names.to_string_lossy();
     let mut names = names.split(':');
     // Takes the variables out of the environment.
     let mut given = ListenFd::from_env();
@@ -41,6 +50,11 @@ pub fn kept() -> Vec<Kept> {
         }
     }
     kept
+}
+
+/// Whether systemd could have said so: a unit may store no more than a process may have open.
+fn is_possible(count: &str) -> bool {
+    count.parse().is_ok_and(|count: i32| (0..=MAX_FDS).contains(&count))
 }
 
 fn take(given: &mut ListenFd, index: usize) -> Option<OwnedFd> {
@@ -101,6 +115,14 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+
+    #[test]
+    fn a_count_that_cannot_be_is_not_believed() {
+        assert!(["0", "1", "4096"].iter().all(|count| is_possible(count)));
+        assert!(
+            ["", "-1", "65537", "2147483647", "99999999999", "1 "].iter().all(|count| !is_possible(count))
+        );
+    }
 
     #[test]
     fn names_are_such_as_systemd_takes_and_unique() {

@@ -1,5 +1,6 @@
 //! What the relay makes of single messages.
 
+mod hostile;
 mod keep_alive;
 mod world;
 
@@ -116,13 +117,4 @@ fn two_full_directions_do_not_lock_each_other() {
     relay.service_sent(now, View::new(&first).unwrap().acknowledgement());
     assert!(relay.reads_plugin());
     assert!(!relay.reads_service(), "now the plugin is read, and so will read");
-}
-
-#[test]
-fn drops_what_is_no_message() {
-    let mut relay = relay();
-    assert_eq!(relay.service_sent(Instant::now(), Bytes::from_static(b"garbage")), None);
-    assert_eq!(relay.plugin_sent(&Bytes::from_static(b"")), (false, None));
-    assert_eq!(relay.next_for_plugin(), None);
-    assert_eq!(relay.next_for_service(Instant::now()), None);
 }

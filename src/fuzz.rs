@@ -1,0 +1,98 @@
+//! Bad input from every side: the entry points of the fuzz targets in `fuzz/`, compiled for them (`--cfg fuzzing`) and for
+//! tests only. Each takes any bytes, and panics if something does not hold. `cargo test` runs every one of them over its
+//! corpus, `fuzz/corpus/NAME`, in which the inputs stay that have once found something.
+
+use crate::config;
+use crate::systemd::fdstore;
+
+/// What a target is: it takes any bytes.
+pub type Target = fn(&[u8]);
+
+/// The targets, by name.
+pub const TARGETS: [(&str, Target); 9] = [
+    ("message", crate::gateway::fuzz::message),
+    ("handshake", crate::gateway::fuzz::handshake),
+    ("mux", crate::gateway::fuzz::mux),
+    ("relay", crate::gateway::fuzz::relay),
+    ("connect", crate::gateway::fuzz::connect),
+    ("plugin_http", crate::gateway::fuzz::plugin_http),
+    ("plugin_output", crate::plugin::output::fuzz),
+    ("configuration", configuration),
+    ("record", crate::driver::fuzz_record),
+];
+
+/// Runs the target of this name. Panics if there is none.
+pub fn run(name: &str, data: &[u8]) {
+    let target = TARGETS.iter().find(|(target, _)| *target == name);
+    assert!(target.is_some(), "there is no target {name}");
+    if let Some((_, run)) = target {
+        run(data);
+    }
+}
+
+/// A configuration is read, or refused with places that lie within it; and of one that is read, every address has a
+/// name that systemd can keep it under.
+fn configuration(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match config::parse("config.toml", text) {
+        Ok(config) => {
+            assert!(!config.tunnels.is_empty());
+            for tunnel in &config.tunnels {
+                for listen in &tunnel.listen {
+                    let name = fdstore::name(&tunnel.name, listen);
+                    assert!(
+                        name.len() <= 255
+                            && name.bytes().all(|byte| (b' '..127).contains(&byte) && byte != b':')
+                    );
+                }
+            }
+        }
+        Err(problems) => {
+            assert!(!problems.list.is_empty() && !problems.to_string().is_empty());
+            let lines = text.split('\n').count();
+            for position in problems.list.iter().filter_map(|problem| problem.position) {
+                assert!(position.line >= 1 && position.line <= lines && position.column >= 1);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::{Path, PathBuf};
+
+    fn inputs(name: &str) -> Vec<PathBuf> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+        let entries = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+        entries.map(|entry| entry.unwrap().path()).collect()
+    }
+
+    /// A panic names its input in the output that the test keeps.
+    #[test]
+    fn nothing_of_the_corpus_breaks_anything() {
+        for (name, target) in TARGETS {
+            let inputs = inputs(name);
+            assert!(inputs.len() >= 3, "{name} has {} inputs", inputs.len());
+            for path in inputs {
+                println!("{}", path.display());
+                let began = std::time::Instant::now();
+                target(&std::fs::read(&path).unwrap());
+                println!("  {:?}", began.elapsed());
+                assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
+            }
+        }
+    }
+
+    #[test]
+    fn every_target_has_its_program() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+        let manifest = std::fs::read_to_string(folder.join("Cargo.toml")).unwrap();
+        for (name, _) in TARGETS {
+            let program = std::fs::read_to_string(folder.join(format!("targets/{name}.rs"))).unwrap();
+            assert!(program.contains(&format!("autossm::fuzz::run(\"{name}\"")), "{name}");
+            assert!(manifest.contains(&format!("path = \"targets/{name}.rs\"")), "{name}");
+        }
+        assert_eq!(manifest.matches("[[bin]]").count(), TARGETS.len());
+    }
+}

@@ -1,0 +1,144 @@
+//! A service that breaks the protocol, or says more than anybody can keep.
+
+use super::*;
+use crate::gateway::breach::MAX_AHEAD;
+use crate::gateway::fuzz::MAX_HELD;
+use crate::gateway::link::MAX_MESSAGE;
+
+fn acknowledgement(content: &[u8]) -> Bytes {
+    stream_message(b"acknowledge", 0, 0, content)
+}
+
+fn with_header_length(length: u32) -> Bytes {
+    let mut bytes = output(0, message::DATA, b"x").to_vec();
+    bytes[..4].copy_from_slice(&length.to_be_bytes());
+    bytes.into()
+}
+
+fn with_payload_length(length: u32) -> Bytes {
+    let mut bytes = output(0, message::DATA, b"x").to_vec();
+    bytes[116..120].copy_from_slice(&length.to_be_bytes());
+    bytes.into()
+}
+
+#[test]
+fn what_cannot_be_a_message_ends_its_session_with_the_reason() {
+    let table = [
+        (Bytes::new(), "a message that cannot be read (truncated)"),
+        (Bytes::from_static(b"garbage"), "a message that cannot be read (truncated)"),
+        (with_header_length(0), "(unknown header length 0)"),
+        (with_header_length(u32::MAX), "(unknown header length 4294967295)"),
+        (with_payload_length(2), "(truncated)"),
+        (with_payload_length(u32::MAX), "(truncated)"),
+        (stream_message(b"input_stream_data", 0, message::DATA, b"x"), "a message that only a client sends"),
+        (output(-1, message::DATA, b"x"), "stream message -1: the numbers begin with 0"),
+        (output(i64::MIN, message::DATA, b"x"), "stream message -9223372036854775808: "),
+        (output(MAX_AHEAD + 1, message::DATA, b"x"), "stream message 20001, where 0 is the next one"),
+        (output(i64::MAX, message::DATA, b"x"), "stream message 9223372036854775807, where 0"),
+        (output(0, message::HANDSHAKE_REQUEST, b"{\"AgentVersion\":"), "a handshake that cannot be read"),
+        (output(0, message::HANDSHAKE_REQUEST, &[b'['; 4096]), "a handshake that cannot be read"),
+        (acknowledgement(b"{}"), "an acknowledgement that cannot be read"),
+        (
+            acknowledgement(b"{\"AcknowledgedMessageSequenceNumber\":\"0\"}"),
+            "an acknowledgement that cannot be read",
+        ),
+        (acknowledgement(&[b'{'; 1 << 16]), "an acknowledgement that cannot be read"),
+        (acknowledgement(b"{\"AcknowledgedMessageSequenceNumber\":0}"), "of message 0, which was never sent"),
+        (
+            acknowledgement(b"{\"AcknowledgedMessageSequenceNumber\":-1}"),
+            "of message -1, which was never sent",
+        ),
+    ];
+    for (bytes, words) in table {
+        let (mut relay, now) = (relay(), Instant::now());
+        let Some(Event::SessionEnded { reason }) = relay.service_sent(now, bytes) else {
+            panic!("not ended: {words}")
+        };
+        assert!(
+            reason.starts_with("the service has broken the data channel's protocol: it sent "),
+            "{reason}"
+        );
+        assert!(reason.contains(words), "{reason}");
+        assert!(relay.has_ended());
+        assert_eq!(relay.next_for_plugin(), None, "the plugin has not seen it");
+        // The end is told once, and what follows changes nothing.
+        assert_eq!(relay.service_sent(now, Bytes::new()), None);
+        assert_eq!(relay.service_sent(now, output(0, message::DATA, b"x")), None);
+        assert_eq!(relay.next_for_plugin(), None);
+    }
+}
+
+#[test]
+fn what_a_later_version_may_send_is_passed_on() {
+    let (mut relay, now) = (relay(), Instant::now());
+    let unknown = stream_message(b"weather_forecast", -7, 99, b"rain");
+    assert_eq!(relay.service_sent(now, unknown.clone()), None);
+    assert_eq!(relay.next_for_plugin(), Some(unknown));
+    assert_eq!(relay.service_sent(now, output(0, 4711, b"?")), None);
+    assert!(!relay.has_ended() && relay.next_for_plugin().is_some());
+}
+
+#[test]
+fn garbage_of_the_plugins_is_dropped() {
+    let mut relay = relay();
+    assert_eq!(relay.plugin_sent(&Bytes::from_static(b"")), (false, None));
+    assert_eq!(relay.next_for_service(Instant::now()), None);
+    assert!(!relay.has_ended());
+}
+
+#[test]
+fn the_end_is_told_once_however_often_it_is_said() {
+    let (mut relay, now) = (relay(), Instant::now());
+    let words = format!("{{\"Output\":\"over\\n\\u001b[2J{}\"}}", "!".repeat(60_000));
+    let closed = stream_message(b"channel_closed", 0, 0, words.as_bytes());
+    let ends: Vec<_> = (0..10_000).filter_map(|_| relay.service_sent(now, closed.clone())).collect();
+    let [Event::SessionEnded { reason }] = &ends[..] else { panic!("{} ends", ends.len()) };
+    assert!(reason.starts_with("over[2J!") && reason.chars().count() == 200, "{reason}");
+    assert!(relay.held_bytes() < 2 * MAX_MESSAGE);
+}
+
+/// Both ends send as much as is taken from them, in messages as large as there may be, and nobody acknowledges anything:
+/// what can only be acknowledged later, what can never be, gaps that never fill.
+#[test]
+fn one_session_holds_no_more_than_it_says() {
+    for size in [0, 1024, MAX_MESSAGE - 120] {
+        let (mut relay, now, payload) = (relay(), Instant::now(), vec![b' '; size]);
+        let mut most = 0;
+        // Made once each: a digest takes its time.
+        let [input, data] = [&b"input_stream_data"[..], b"output_stream_data"]
+            .map(|kind| stream_message(kind, 0, message::DATA, &payload));
+        let padded = acknowledgement(&[&b"{\"AcknowledgedMessageSequenceNumber\":1}"[..], &payload].concat());
+        let pause = stream_message(b"pause_publication", 0, 0, &payload);
+        // The plugin's stream, and acknowledgements padded to the same length.
+        for number in 0.. {
+            if !relay.reads_plugin() {
+                break;
+            }
+            relay.plugin_sent(&View::new(&input).unwrap().numbered(number));
+        }
+        for number in 0..3_000 {
+            if relay.reads_plugin() {
+                relay.plugin_sent(&padded);
+            }
+            // With a gap at 0 that never fills.
+            if relay.reads_service() {
+                assert_eq!(relay.service_sent(now, View::new(&data).unwrap().numbered(number + 1)), None);
+            }
+            if relay.reads_service() {
+                relay.service_sent(now, pause.clone());
+            }
+            most = most.max(relay.held_bytes());
+        }
+        // Acknowledgements, as long as they may be and the plugin takes none.
+        for number in 0..12_000 {
+            let content =
+                format!("{{\"AcknowledgedMessageSequenceNumber\":{number},\"x\":\"{}\"}}", "x".repeat(950));
+            if relay.reads_service() {
+                relay.service_sent(now, acknowledgement(content.as_bytes()));
+            }
+            most = most.max(relay.held_bytes());
+        }
+        println!("payloads of {size} bytes: {} KiB held at most", most >> 10);
+        assert!(most <= MAX_HELD, "{most} bytes held");
+    }
+}
