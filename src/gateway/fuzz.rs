@@ -1,7 +1,7 @@
 //! What must hold in the gateway whatever comes in: the bodies of the fuzz targets (see `fuzz/README.md`).
 
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use aws_credential_types::Credentials;
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use super::relay::Relay;
 use super::tls::{self, Authority};
 use super::upstream::OpeningMessage;
 use super::{Event, breach};
-use crate::aws::api::{Api, Resumption, StartRequest, StartedSession};
+use crate::aws::api::{Api, Node, Resumption, StartRequest, StartedSession};
 use crate::tunnel::failure::{Class, Failure};
 
 /// The most that one session's relay keeps of messages: 12 MiB of the plugin's, 1 MiB of acknowledgements for the service,
@@ -227,6 +227,9 @@ fn local_api() -> (LocalApi, mpsc::Receiver<Box<dyn super::link::Connection>>) {
         #[expect(clippy::expect_used, reason = "without it there is nothing to try")]
         tls: tls.clone().expect("a TLS configuration"),
         attach,
+        kms_endpoint: None,
+        // Nobody reads them: what cannot be told is dropped.
+        events: mpsc::channel(1).0,
     };
     (local_api, attached)
 }
@@ -253,7 +256,12 @@ impl Api for Nobody {
         async { Self::failure() }.boxed()
     }
 
-    fn online_targets<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<Vec<String>, Failure>> {
+    fn online_nodes<'a>(
+        &'a self,
+        _: &'a str,
+        _: &'a str,
+        _: Duration,
+    ) -> BoxFuture<'a, Result<Vec<Node>, Failure>> {
         async { Self::failure() }.boxed()
     }
 
@@ -261,7 +269,15 @@ impl Api for Nobody {
         async { Self::failure() }.boxed()
     }
 
+    fn credentials_expiry(&self) -> Option<SystemTime> {
+        None
+    }
+
     fn region(&self) -> &str {
         "us-east-1"
+    }
+
+    fn endpoint(&self) -> &str {
+        "https://ssm.us-east-1.amazonaws.com"
     }
 }
