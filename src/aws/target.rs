@@ -106,6 +106,8 @@ mod tests {
             stop_grace: Duration::ZERO,
             start_timeout: Duration::ZERO,
             half_close_timeout: Duration::ZERO,
+            client_buffer: 0,
+            stalled_client_timeout: None,
             rotate: None,
             keepalive: None,
             failover_after: Duration::ZERO,

@@ -138,6 +138,8 @@ fn merged(own: Section, defaults: &Section) -> Option<Tunnel> {
         stop_grace: pick!(stop_grace).unwrap_or(seconds(5)),
         start_timeout: pick!(start_timeout).unwrap_or(seconds(30)),
         half_close_timeout: pick!(half_close_timeout).unwrap_or(seconds(5)),
+        client_buffer: pick!(client_buffer).unwrap_or(4 << 20),
+        stalled_client_timeout: pick!(stalled_client_timeout).unwrap_or(Some(seconds(300))),
         rotate: pick!(rotate).flatten(),
         keepalive: pick!(keepalive).unwrap_or(Some(seconds(60))),
         failover_after: pick!(failover_after).unwrap_or(seconds(5)),

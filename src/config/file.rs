@@ -47,6 +47,8 @@ pub(super) struct Section {
     pub stop_grace: Option<Duration>,
     pub start_timeout: Option<Duration>,
     pub half_close_timeout: Option<Duration>,
+    pub client_buffer: Option<usize>,
+    pub stalled_client_timeout: Option<Option<Duration>>,
     pub rotate: Option<Option<Duration>>,
     pub keepalive: Option<Option<Duration>>,
     pub failover_after: Option<Duration>,

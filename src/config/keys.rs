@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::file::Section;
 use super::value::Given;
-use super::{endpoint, identity, listen, target, text};
+use super::{endpoint, identity, listen, size, target, text};
 
 /// One key of a `[[tunnel]]`.
 pub(super) struct Key {
@@ -274,6 +274,26 @@ pub(super) static KEYS: &[Key] = &[
         Value("\"5s\""),
         "After a client has shut down its sending side: how long the destination may be silent before both sides are \
          closed. The plugin cannot pass on a half-close.",
+    ),
+    Key::new(
+        "client_buffer",
+        Other("a size, `64KiB` to `64MiB`", |s, g| {
+            s.client_buffer = g.text(|text| size::parse(text, 64 << 10, 64 << 20));
+        }),
+        Value("\"4MiB\""),
+        "What is kept in memory for one client that does not read; 64 MiB for all clients of a tunnel together. When it \
+         is full the session is about to stand still, because the plugin has no room of its own for each client, and \
+         new connections go to another session.",
+    )
+    .also(&["buffer", "buffer_size"]),
+    Key::new(
+        "stalled_client_timeout",
+        Other("`\"off\"` or a duration, `1s` to `1d`", |s, g| {
+            s.stalled_client_timeout =
+                text::duration_or_off(g, Duration::from_secs(1), Duration::from_millis(DAY));
+        }),
+        Value("\"5m\""),
+        "A client that has taken nothing for this long, while something waits for it, is closed.",
     ),
     Key::new(
         "rotate",

@@ -15,6 +15,7 @@ mod load;
 mod problem;
 mod reference;
 mod select;
+mod size;
 mod syntax;
 mod target;
 mod text;
@@ -84,6 +85,10 @@ pub struct Tunnel {
     pub start_timeout: Duration,
     /// After a client has shut down its sending side: how long the destination may be silent before both are closed.
     pub half_close_timeout: Duration,
+    /// Bytes kept for one client that takes less than comes for it.
+    pub client_buffer: usize,
+    /// A client that takes nothing for this long, while something waits for it, is closed; `None` is never.
+    pub stalled_client_timeout: Option<Duration>,
     /// A new session at this age, make-before-break; `None` is never.
     pub rotate: Option<Duration>,
     /// When no stream data has flowed for this long, a keep-alive goes to the agent; `None` is never.

@@ -51,6 +51,7 @@ pub(super) fn write(tunnel: &str, session: &str, report: &Report) {
                 Reason::Destination => "the destination cannot be reached; its name is resolved anew",
                 Reason::ForeignConnection => "another process has connected to the plugin's port",
                 Reason::Requested => "somebody has asked for it",
+                Reason::Stalled => "a client that does not read holds it up",
             };
             info!(tunnel, session, event = "replacing", reason, "starting a replacement: {reason}");
         }
@@ -59,6 +60,30 @@ pub(super) fn write(tunnel: &str, session: &str, report: &Report) {
         }
         Report::ServesAgain(_) => {
             info!(tunnel, session, event = "serves_again", "takes new connections again");
+        }
+        Report::Stalled(_, open, replaceable) => {
+            let next = if *replaceable {
+                "new connections go to another session"
+            } else {
+                "too many are: no other session is started, and new connections wait or hang with the others"
+            };
+            warn!(
+                tunnel,
+                session,
+                event = "stalled",
+                open,
+                "stalled by a client that does not read, with {open} connections open; {next}"
+            );
+        }
+        Report::Flows(_, after) => {
+            info!(
+                tunnel,
+                session,
+                event = "flows",
+                duration_ms = millis(*after),
+                "stalled no more, after {}",
+                span(*after)
+            );
         }
         Report::Ended { reason, age, cut, expected, .. } => {
             let duration_ms = millis(*age);
@@ -129,6 +154,8 @@ pub(super) fn generation(report: &Report) -> Generation {
         | Report::Replacing(generation, _)
         | Report::Retired(generation, _)
         | Report::ServesAgain(generation)
+        | Report::Stalled(generation, ..)
+        | Report::Flows(generation, _)
         | Report::Ended { generation, .. }
         | Report::Failed(generation, ..)
         | Report::NotTerminated(generation, _) => *generation,

@@ -165,8 +165,25 @@ pub static ENTRIES: &[Entry] = &[
         event: "serves_again",
         id: "450679efe89e4a22a38e932283810645",
         subject: "A replaced session serves again",
-        text: "The session that should have taken the place of @AUTOSSM_SESSION@ is gone, and this one is\n\
+        text: "The session that has taken the place of @AUTOSSM_SESSION@ is gone, interrupted or stalled, and this one is\n\
                up: it takes new connections again.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "stalled",
+        id: "4bddaf4fcc1c4d869b94069600c0ba54",
+        subject: "A client that does not read holds up a session",
+        text: "A client of session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ does not read what comes for it, and as\n\
+               much is kept for it as client_buffer says. The plugin has one buffer for all connections, so that\n\
+               the @AUTOSSM_OPEN@ connections that are open on this session will soon stand still with it. New\n\
+               connections go to another session, which is started if need be; at most three are started for this.\n\n\
+               The event client_stalled says which client it is. It is closed after stalled_client_timeout.",
+    },
+    Entry {
+        event: "flows",
+        id: "c8981ac2968b48b3857e79bd68b5aa1f",
+        subject: "A session is held up no more",
+        text: "What held up session @AUTOSSM_SESSION@ has gone: its client reads again, or was closed.\n\n\
                Nothing has to be done.",
     },
     Entry {

@@ -26,8 +26,11 @@ const LONGEST_GRACE: Duration = Duration::from_secs(10);
 /// TerminateSession is tried this often before the session is left to the record.
 pub(super) const TERMINATE_ATTEMPTS: u32 = 4;
 /// Replaced sessions kept for their open connections without a time limit. Each costs a plugin of 20 MB; one more, and
-/// the oldest gets `drain`.
+/// the oldest gets `drain`. With more sessions stalled than this, no other one is started because of that.
 pub(super) const SURPLUS: usize = 3;
+/// A session that has been under way for less than this is worth waiting for, where there is only a stalled one. It takes
+/// 1 to 3 s; clients wait for 30 s (`hold`).
+pub(super) const SOON: Duration = Duration::from_secs(10);
 /// So many failed connections to the destination within a minute …
 const REFUSED: u32 = 3;
 /// … have the destination's name resolved anew by a new session, but only this often: a destination that is simply
@@ -150,9 +153,15 @@ impl Tunnel {
             Next::Waiting { until } => Some(until),
             _ => None,
         });
+        let soon = self.slots.iter().filter_map(|slot| match slot.next {
+            Next::Building(generation) if self.stalled() > 0 => {
+                Some(self.session(generation).map(|session| session.began + SOON))
+            }
+            _ => None,
+        });
         let stopping = self.stopping.map(|stopping| [stopping.grace_until, stopping.deadline]);
         let stopping = stopping.into_iter().flatten().map(Some);
-        sessions.chain(slots).chain(stopping).flatten().filter(|at| *at > self.now).min()
+        sessions.chain(slots).chain(soon).chain(stopping).flatten().filter(|at| *at > self.now).min()
     }
 
     pub(super) fn session(&self, generation: Generation) -> Option<&Session> {
@@ -161,6 +170,12 @@ impl Tunnel {
 
     pub(super) fn session_mut(&mut self, generation: Generation) -> Option<&mut Session> {
         self.sessions.iter_mut().find(|session| session.generation == generation)
+    }
+
+    /// How many sessions are stalled.
+    pub(super) fn stalled(&self) -> usize {
+        let stalled = |s: &&Session| s.phase != Phase::Ending && s.stalled_since.is_some();
+        self.sessions.iter().filter(stalled).count()
     }
 
     fn session_event(
@@ -246,6 +261,22 @@ impl Tunnel {
             SessionEvent::DestinationFailed => self.destination_failed(generation),
             SessionEvent::ForeignConnection => session.expired = Some(Reason::ForeignConnection),
             SessionEvent::Connections(open) => session.open = open,
+            SessionEvent::Stalled => {
+                let serves = matches!(session.phase, Phase::Ready | Phase::Retired { .. });
+                if serves && session.stalled_since.is_none() {
+                    session.stalled_since = Some(now);
+                    let open = session.open;
+                    let replaceable = self.stalled() <= SURPLUS;
+                    actions.push(Action::Report(Report::Stalled(generation, open, replaceable)));
+                }
+            }
+            SessionEvent::Flows => {
+                if let Some(since) = session.stalled_since.take()
+                    && session.phase != Phase::Ending
+                {
+                    actions.push(Action::Report(Report::Flows(generation, now - since)));
+                }
+            }
             SessionEvent::Terminated(result) => self.terminated(generation, result, actions),
         }
     }

@@ -11,13 +11,17 @@
 //! | none | none | begins a successor at once, or when its [clock](backoff) says so |
 //! | Ready | none | serves |
 //! | Ready, data channel down | none | waits for the gateway to resume it; after `failover_after` begins a successor |
+//! | Ready, stalled by a client that does not read | none | begins a successor, if not more than three sessions are stalled |
 //! | Ready, to be replaced (rotation, changed settings, destination to be resolved anew) | none | begins a successor |
-//! | Ready | Starting, Opening | goes on serving; if it had only been interrupted and is back, the successor is given up |
+//! | Ready | Starting, Opening | goes on serving; if it had only been interrupted or stalled and is back, the successor is given up |
 //! | Ready | Ready | the successor serves, the other one is Retired |
-//! | none | none, but a Retired one that was only interrupted is up again | that one serves again |
+//! | none, down or stalled | none, but a Retired one that was only interrupted or stalled is well again | that one serves again |
 //!
 //! A Retired session lives until its last connection is closed: one that was replaced on purpose for `drain` at the
-//! most, one that was interrupted as long as it is up, and `resume_for` while it is down.
+//! most, one that was interrupted or stalled as long as it is up, and `resume_for` while it is down.
+//!
+//! New connections go to sessions that flow. A stalled one takes them only where there is no other, and none to be had
+//! soon: while its successor is being built, clients are held.
 //!
 //! [`session`] has the states of one session, [`command`] what an operator can ask.
 
@@ -77,6 +81,8 @@ pub enum Reason {
     ForeignConnection,
     /// Somebody has asked for it.
     Requested,
+    /// A client that does not read holds up the others.
+    Stalled,
 }
 
 /// What happened.
@@ -150,6 +156,11 @@ pub enum SessionEvent {
     ForeignConnection,
     /// So many connections are open on it now.
     Connections(usize),
+    /// A client of it does not read, and as much is kept for it as may be: the plugin will soon be able to give nothing to
+    /// the others either.
+    Stalled,
+    /// There is room again for everything that comes from the plugin.
+    Flows,
     /// TerminateSession answered.
     Terminated(Result<(), Failure>),
 }
@@ -198,6 +209,11 @@ pub enum Report {
     Retired(Generation, usize),
     /// A replaced session serves again.
     ServesAgain(Generation),
+    /// A client does not read, so that a session with so many open connections is about to stand still; whether another
+    /// one may be started for it.
+    Stalled(Generation, usize, bool),
+    /// It stands still no more, after this time.
+    Flows(Generation, Duration),
     /// A session is over.
     Ended {
         /// Which.

@@ -13,7 +13,8 @@ use super::{Generation, Reason, Time};
 ///    └────────────────────┴───── failed, lost, stopped ──────────┴──► Ending ──► (Ended)
 /// ```
 ///
-/// "Interrupted" is not a phase: in any of them the data channel can be down while the gateway resumes it.
+/// "Interrupted" is not a phase: in any of them the data channel can be down while the gateway resumes it. Nor is
+/// "stalled": while it is Ready or Retired, a client that does not read can block the plugin for all the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Phase {
     /// StartSession is under way.
@@ -60,6 +61,8 @@ pub(super) struct Session {
     pub obstacle: Option<Failure>,
     /// Connections open on it.
     pub open: usize,
+    /// Since when a client of it does not read, so that its plugin is about to take no more data, or takes none.
+    pub stalled_since: Option<Time>,
     /// It has to be replaced although it works.
     pub expired: Option<Reason>,
     /// Connections that the agent could not make to the destination, in a row within a minute.
@@ -79,14 +82,20 @@ impl Session {
             at_service: AtService::Unknown,
             obstacle: None,
             open: 0,
+            stalled_since: None,
             expired: None,
             refused: (0, now),
         }
     }
 
-    /// Whether it takes new connections.
+    /// Whether it can take new connections. A stalled one can, but whether it answers them is another matter.
     pub(super) fn routable(&self) -> bool {
         self.phase == Phase::Ready && self.down_since.is_none()
+    }
+
+    /// Whether what is sent through it arrives: its data channel is up, and no client holds up the others.
+    pub(super) fn flows(&self) -> bool {
+        self.down_since.is_none() && self.stalled_since.is_none()
     }
 
     /// Why it could not be had, where all that was seen of it here is `reason`.

@@ -1,7 +1,7 @@
 //! What follows from a tunnel's state and the time: deadlines, slots, routes, the end. Nothing here depends on which event
 //! came last, so that no event can forget a consequence.
 
-use super::machine::{Next, OPENING, PROVEN, SURPLUS, Tunnel};
+use super::machine::{Next, OPENING, PROVEN, SOON, SURPLUS, Slot, Tunnel};
 use super::session::{AtService, Phase, Session};
 use super::{Action, Generation, Reason, Report};
 
@@ -30,7 +30,7 @@ impl Tunnel {
         });
         let routes: Vec<_> = match self.stopping {
             Some(_) => Vec::new(),
-            None => self.sessions.iter().filter(|s| s.routable()).map(|s| s.generation).collect(),
+            None => self.routable(),
         };
         let routes = if self.drained { Vec::new() } else { routes };
         if routes != self.routes {
@@ -47,7 +47,23 @@ impl Tunnel {
         }
     }
 
-    /// Sessions that were replaced while they were interrupted have no time limit; too many of them get one.
+    /// The sessions for new connections.
+    fn routable(&self) -> Vec<Generation> {
+        let (flowing, stalled): (Vec<_>, Vec<_>) =
+            self.sessions.iter().filter(|session| session.routable()).partition(|session| session.flows());
+        let soon = |slot: &Slot| match slot.next {
+            Next::Building(generation) => self.session(generation).is_some_and(|s| self.now < s.began + SOON),
+            _ => false,
+        };
+        let routable = match flowing.as_slice() {
+            [] if self.slots.iter().any(soon) => flowing,
+            [] => stalled,
+            _ => flowing,
+        };
+        routable.into_iter().map(|session| session.generation).collect()
+    }
+
+    /// Sessions that were replaced while they were interrupted or stalled have no time limit; too many of them get one.
     fn limit_surplus(&mut self) {
         let drained = self.now + self.settings.drain;
         let mut surplus: Vec<_> =
@@ -130,19 +146,24 @@ impl Tunnel {
         let wanted = index < self.settings.sessions.max(1);
         let Some(slot) = self.slots.get(index) else { return };
 
-        if slot.serving.is_none() && wanted {
-            let up_again = |s: &&mut Session| {
+        let flows = slot.serving.and_then(|g| self.session(g)).is_some_and(Session::flows);
+        let before = slot.serving;
+        if !flows && wanted {
+            let well_again = |s: &&mut Session| {
                 s.slot == index
                     && s.phase == (Phase::Retired { until: None })
-                    && s.down_since.is_none()
+                    && s.flows()
                     && s.expired.is_none()
             };
-            if let Some(session) = self.sessions.iter_mut().rev().find(up_again) {
+            if let Some(session) = self.sessions.iter_mut().rev().find(well_again) {
                 session.phase = Phase::Ready;
                 let generation = session.generation;
                 actions.push(Action::Report(Report::ServesAgain(generation)));
                 if let Some(slot) = self.slots.get_mut(index) {
                     slot.serving = Some(generation);
+                }
+                if let Some(before) = before {
+                    self.retire(before, actions);
                 }
             }
         }
@@ -153,7 +174,9 @@ impl Tunnel {
             serving.as_ref().and_then(|s| s.down_since).is_some_and(|since| since + failover_after <= now);
         let expired = serving.as_ref().and_then(|s| s.expired);
         let proven = serving.as_ref().and_then(|s| s.ready_at).is_some_and(|at| at + PROVEN <= now);
-        let wants_next = wanted && (serving.is_none() || down || expired.is_some());
+        let stalled =
+            serving.as_ref().is_some_and(|s| s.stalled_since.is_some()) && self.stalled() <= SURPLUS;
+        let wants_next = wanted && (serving.is_none() || down || stalled || expired.is_some());
 
         let Some(slot) = self.slots.get_mut(index) else { return };
         if proven {
@@ -188,6 +211,7 @@ impl Tunnel {
             if let Some(serving) = &serving {
                 let report = match expired {
                     Some(reason) => Report::Replacing(serving.generation, reason),
+                    None if !down => Report::Replacing(serving.generation, Reason::Stalled),
                     None => Report::FailingOver(serving.generation, failover_after),
                 };
                 actions.push(Action::Report(report));

@@ -1,7 +1,7 @@
 //! The core's only outward view: a snapshot, derived from the state whenever it is asked for.
 
 use super::failure::Failure;
-use super::machine::{Next, Tunnel};
+use super::machine::{Next, Slot, Tunnel};
 use super::session::Phase;
 use super::{Generation, Time};
 
@@ -42,7 +42,7 @@ pub enum State {
 pub struct SessionStatus {
     /// Its number in the tunnel.
     pub generation: Generation,
-    /// `starting`, `opening`, `ready`, `interrupted`, `retired` or `ending`.
+    /// `starting`, `opening`, `ready`, `interrupted`, `stalled`, `retired` or `ending`.
     pub phase: &'static str,
     /// When StartSession was called.
     pub began: Time,
@@ -65,7 +65,10 @@ impl Tunnel {
         });
         let next_attempt = waiting.min();
         let building = self.slots.iter().any(|slot| matches!(slot.next, Next::Building(_)));
-        let interrupted = self.slots.iter().any(|slot| slot.serving.is_some());
+        let interrupted = |slot: &Slot| {
+            slot.serving.and_then(|g| self.session(g)).is_some_and(|session| session.down_since.is_some())
+        };
+        let interrupted = self.slots.iter().any(interrupted);
         let state = match self.stopping {
             Some(stopping) if stopping.done => State::Stopped,
             Some(_) => State::Stopping,
@@ -82,6 +85,7 @@ impl Tunnel {
                 Phase::Opening { .. } => "opening",
                 Phase::Ending => "ending",
                 _ if session.down_since.is_some() => "interrupted",
+                _ if session.stalled_since.is_some() => "stalled",
                 Phase::Ready => "ready",
                 Phase::Retired { .. } => "retired",
             },

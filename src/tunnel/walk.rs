@@ -171,16 +171,22 @@ impl World {
             // Whatever could carry connections is used.
             let usable = tunnel.sessions.iter().any(|s| {
                 matches!(s.phase, Phase::Ready | Phase::Retired { until: None })
-                    && s.down_since.is_none()
+                    && s.flows()
                     && s.expired.is_none()
             });
             let state = if tunnel.drained { State::Draining } else { State::Up };
             assert!(!usable || tunnel.status().state == state, "{tunnel:#?}");
             assert!(!tunnel.drained || tunnel.routes.is_empty(), "drained, and yet new connections");
+            // A stalled session is used only where there is no other.
+            let stalled = |g: &Generation| !tunnel.session(*g).unwrap().flows();
+            let another = tunnel.sessions.iter().any(|s| s.routable() && s.flows());
+            assert!(!another || !tunnel.routes.iter().any(stalled), "{tunnel:#?}");
             // Nobody waits without an end in sight.
             let busy =
                 tunnel.sessions.iter().any(|s| matches!(s.phase, Phase::Starting | Phase::Opening { .. }));
-            assert!(usable || busy || tunnel.next_deadline().is_some(), "stuck: {tunnel:#?}");
+            let stalled = tunnel.sessions.iter().any(|s| s.routable())
+                && (tunnel.drained || tunnel.status().state == State::Up);
+            assert!(usable || stalled || busy || tunnel.next_deadline().is_some(), "stuck: {tunnel:#?}");
         }
         if let Some(at) = tunnel.next_deadline() {
             assert!(at > self.now, "a deadline in the past spins the driver");
@@ -213,6 +219,10 @@ impl World {
                 push(SessionEvent::DestinationFailed);
                 push(SessionEvent::Connections(1));
                 push(SessionEvent::Connections(0));
+                if real.open && !real.doomed {
+                    push(SessionEvent::Stalled);
+                    push(SessionEvent::Flows);
+                }
             }
             if real.at_service {
                 push(SessionEvent::Ended { reason: "terminated".into() });
@@ -258,6 +268,7 @@ impl World {
                     service,
                     ready,
                     s.down_since.map(since),
+                    s.stalled_since.is_some(),
                     s.open,
                     s.expired,
                     s.refused.0,
@@ -313,9 +324,11 @@ impl World {
                 };
                 Some((*generation, event))
             });
-            match next {
-                Some((generation, event)) => drop(self.about(generation, event)),
-                None => drop(self.advance_to_deadline()),
+            let stalled = self.tunnel.sessions.iter().find(|s| s.stalled_since.is_some());
+            match (next, stalled) {
+                (Some((generation, event)), _) => drop(self.about(generation, event)),
+                (None, Some(session)) => drop(self.about(session.generation.0, SessionEvent::Flows)),
+                (None, None) => drop(self.advance_to_deadline()),
             }
         }
         until(self)

@@ -19,6 +19,13 @@ fn a_wrong_line_is_the_only_problem() {
             "6:22: half_close_timeout: `1ms` is too short",
             "\"100ms\" to \"1h\"",
         ),
+        (
+            "client_buffer = 4096",
+            "6:17: client_buffer: `4096` is not a string",
+            "such as \"256KiB\" or \"4MiB\"",
+        ),
+        ("client_buffer = \"4MB\"", "6:17: client_buffer: `4MB` is not a size", "such as \"4MiB\""),
+        ("stalled_client_timeout = \"2d\"", "6:26: stalled_client_timeout: `2d` is too long", "or \"off\""),
         ("drain = \"8d\"", "6:9: drain: `8d` is too long", "\"0s\" to \"7d\""),
         ("rotate = \"never\"", "6:10: rotate: `never` is not a duration", "or \"off\""),
         ("rotate = false", "6:10: rotate: `false` is not a duration", "write \"off\""),
