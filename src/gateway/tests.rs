@@ -490,6 +490,38 @@ async fn nobody_gets_in_without_the_secret_and_nowhere_but_to_aws() {
     }
 }
 
+/// Whoever speaks without end is answered before it has ended, and whoever speaks slowly not at all.
+#[tokio::test]
+async fn a_request_has_to_be_short_and_soon() {
+    let bench = Bench::new(GatewayMode::Hold).await;
+    let address = bench.gateway.access().address;
+    let mut endless = TcpStream::connect(address).await.unwrap();
+    endless.write_all(b"CONNECT a.amazonaws.com:443 HTTP/1.1\r\n").await.unwrap();
+    let mut written = 0;
+    // Both may be seen: the answer, or that nobody reads any more.
+    while written < 10_000 && endless.write_all(b"x: 0123456789\r\n").await.is_ok() {
+        written += 1;
+    }
+    assert!(written <= 10_000);
+    let mut answer = Vec::new();
+    let _ = endless.read_to_end(&mut answer).await;
+    assert!(
+        answer.is_empty() || answer.starts_with(b"HTTP/1.1 431 "),
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
+
+    let mut slow = TcpStream::connect(address).await.unwrap();
+    let mut silent = TcpStream::connect(address).await.unwrap();
+    slow.write_all(b"CONNECT a.amazonaws.com:443 HTT").await.unwrap();
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    for stream in [&mut slow, &mut silent] {
+        assert_eq!(stream.read(&mut [0; 1]).await.unwrap_or(0), 0);
+    }
+    assert!((10..12).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
 #[tokio::test]
 async fn the_plugins_calls_about_its_session_are_answered_here() {
     let bench = Bench::new(GatewayMode::Hold).await;

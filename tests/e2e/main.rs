@@ -14,6 +14,7 @@ mod cost;
 mod daemon;
 mod encrypted;
 mod faults;
+mod hostile;
 mod keepalive;
 mod life;
 mod misuse;

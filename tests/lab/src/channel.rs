@@ -40,6 +40,8 @@ type WebSocket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
 pub(crate) enum Outbound {
     /// An encoded message.
     Message(Bytes),
+    /// Whatever a test wants said.
+    Raw(Frame),
     /// The end: code and reason.
     Close(u16, String),
 }
@@ -50,6 +52,8 @@ pub(crate) struct Connection {
     pub session: String,
     /// Closes it at once: what is queued is lost.
     pub close: mpsc::Sender<(u16, String)>,
+    /// What goes to the client.
+    pub queue: mpsc::WeakSender<Outbound>,
     /// Resets its TCP connection.
     pub line: CancellationToken,
 }
@@ -109,7 +113,11 @@ async fn run(
     let id = NEXT.fetch_add(1, Ordering::Relaxed);
     let (queue, outbound) = mpsc::channel(QUEUE);
     let (close, commands) = mpsc::channel(1);
-    let connection = Connection { id, session: session.id.clone(), close, line: line.clone() };
+    for frame in state.greeting() {
+        let _ = queue.send(Outbound::Raw(frame)).await;
+    }
+    let weak = queue.downgrade();
+    let connection = Connection { id, session: session.id.clone(), close, queue: weak, line: line.clone() };
     state.world().connections.push(connection);
     session.agent.attach(Link { connection: id, queue, line: line.clone() });
     state.count(|status| status.opened += 1);
@@ -174,21 +182,26 @@ async fn write(
     mut commands: mpsc::Receiver<(u16, String)>,
 ) -> Option<CloseFrame> {
     loop {
-        let (code, reason) = tokio::select! {
+        let next = tokio::select! {
             biased;
-            Some(command) = commands.recv() => command,
+            Some(command) = commands.recv() => Err(command),
             next = outbound.recv() => match next {
-                Some(Outbound::Message(bytes)) => tokio::select! {
-                    sent = sink.send(Frame::Binary(bytes)) => {
-                        sent.ok()?;
-                        continue;
-                    }
-                    Some(command) = commands.recv() => command,
-                },
-                Some(Outbound::Close(code, reason)) => (code, reason),
+                Some(Outbound::Message(bytes)) => Ok(Frame::Binary(bytes)),
+                Some(Outbound::Raw(frame)) => Ok(frame),
+                Some(Outbound::Close(code, reason)) => Err((code, reason)),
                 // A newer connection has taken its place.
-                None => (1000, "replaced".into()),
+                None => Err((1000, "replaced".into())),
             }
+        };
+        let (code, reason) = match next {
+            Err(close) => close,
+            Ok(frame) => tokio::select! {
+                sent = sink.send(frame) => {
+                    sent.ok()?;
+                    continue;
+                }
+                Some(command) = commands.recv() => command,
+            },
         };
         return Some(CloseFrame { code: code.into(), reason: reason.into() });
     }

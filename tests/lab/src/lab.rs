@@ -9,11 +9,12 @@ use anyhow::Context;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
+use tokio_tungstenite::tungstenite::Message as Frame;
 
-use crate::channel::Connection;
+use crate::channel::{Connection, Outbound};
 use crate::destination::{self, Destinations};
 use crate::fault::{Fault, Faults};
 use crate::line;
@@ -214,6 +215,29 @@ impl Lab {
             session.agent.hangs.send_replace(hangs);
             session.is_live()
         })
+    }
+
+    /// Says something to the client of one session that no agent and no service would say, as often as it is told. Returns
+    /// how often the client took it: it may hang up.
+    pub async fn say(&self, session: &str, frame: Frame, times: usize) -> usize {
+        let queue = {
+            let world = self.state.world();
+            let connection = world.connections.iter().rfind(|connection| connection.session == session);
+            connection.map(|connection| connection.queue.clone())
+        };
+        for said in 0..times {
+            // Nobody but the connection's own task keeps it open.
+            let Some(queue) = queue.as_ref().and_then(mpsc::WeakSender::upgrade) else { return said };
+            if queue.send(Outbound::Raw(frame.clone())).await.is_err() {
+                return said;
+            }
+        }
+        times
+    }
+
+    /// What every data channel begins with from now on, before anything that the agent says.
+    pub fn greet_with(&self, greeting: Vec<Frame>) {
+        self.state.world().greeting = greeting;
     }
 
     /// The ids of the live sessions.

@@ -8,6 +8,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio_tungstenite::tungstenite::Message as Frame;
 
 use crate::channel::Connection;
 use crate::fault::{Faults, Loss};
@@ -37,6 +38,8 @@ pub(crate) struct World {
     pub hosts: BTreeMap<String, Vec<SocketAddr>>,
     /// By their encrypted form.
     pub data_keys: HashMap<Vec<u8>, DataKey>,
+    /// What every data channel begins with.
+    pub greeting: Vec<Frame>,
 }
 
 impl State {
@@ -51,6 +54,7 @@ impl State {
                 documents,
                 hosts: options.hosts.clone(),
                 data_keys: HashMap::new(),
+                greeting: Vec::new(),
             }),
             dice: Mutex::new(StdRng::seed_from_u64(options.seed)),
             faults: watch::Sender::new(Faults::default()),
@@ -62,6 +66,10 @@ impl State {
 
     pub fn world(&self) -> MutexGuard<'_, World> {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn greeting(&self) -> Vec<Frame> {
+        self.world().greeting.clone()
     }
 
     pub fn count(&self, change: impl FnOnce(&mut Status)) {
