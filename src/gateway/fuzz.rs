@@ -1,5 +1,6 @@
 //! What must hold in the gateway whatever comes in: the bodies of the fuzz targets (see `fuzz/README.md`).
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -183,7 +184,9 @@ pub(crate) fn connect(data: &[u8]) {
     converse(data, async |far| {
         let (local_api, _attached) = local_api();
         let mode = Mode::Hold { authority, local_api };
-        Proxy { secret: "secret".into(), endpoints: Vec::new(), mode }.speak(far).await;
+        Proxy { secret: "secret".into(), endpoints: Vec::new(), mode }
+            .speak(far, &AtomicBool::new(false))
+            .await;
     });
 }
 

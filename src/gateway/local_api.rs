@@ -34,7 +34,7 @@ use crate::config::StreamEndpoint;
 use crate::tunnel::failure::{Class, Failure};
 
 /// Of a call that is forwarded, and of its answer: a KMS call has a few hundred bytes.
-const MAX_BODY: usize = 1 << 20;
+const MAX_BODY: usize = 64 << 10;
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The plugin's side of one session.

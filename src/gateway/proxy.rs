@@ -1,8 +1,10 @@
 //! The plugin's only door: a CONNECT proxy on loopback, for whoever knows the secret, to AWS and nowhere else.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -23,7 +25,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
@@ -36,7 +38,8 @@ use super::upstream::connect;
 use crate::aws::api::Api;
 use crate::config::StreamEndpoint;
 
-/// The plugin has three or four; others on this host may connect too, though they know no secret.
+/// The plugin has three or four; others on this host may connect too, though they know no secret. Of those, the one that
+/// came first has to go where there is no room: else whoever opens so many and says nothing would keep the plugin out.
 const MAX_CONNECTIONS: usize = 64;
 /// For a request's head and for a TLS handshake.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -134,14 +137,22 @@ impl Proxy {
     pub async fn run(self, listener: TcpListener) {
         let proxy = Arc::new(self);
         let mut connections = JoinSet::new();
+        let mut strangers: VecDeque<(AbortHandle, Arc<AtomicBool>)> = VecDeque::new();
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     while connections.try_join_next().is_some() {}
-                    if connections.len() < MAX_CONNECTIONS {
-                        let proxy = proxy.clone();
-                        connections.spawn(async move { proxy.serve(stream).await });
+                    strangers.retain(|(task, let_in)| !task.is_finished() && !let_in.load(Relaxed));
+                    let full = connections.len() >= MAX_CONNECTIONS;
+                    if full && let Some((oldest, _)) = strangers.pop_front() {
+                        oldest.abort();
+                    } else if full {
+                        continue;
                     }
+                    let (proxy, let_in) = (proxy.clone(), Arc::new(AtomicBool::new(false)));
+                    let known = let_in.clone();
+                    let task = connections.spawn(async move { proxy.serve(stream, &known).await });
+                    strangers.push_back((task, let_in));
                 }
                 Err(error) => {
                     // Out of file descriptors, for example: others will be closed.
@@ -152,18 +163,23 @@ impl Proxy {
         }
     }
 
-    async fn serve(&self, stream: TcpStream) {
+    /// Serves one connection; `let_in` is set when it has shown the secret.
+    async fn serve(&self, stream: TcpStream, let_in: &AtomicBool) {
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, "a connection of the plugin's ended");
             return;
         }
-        self.speak(stream).await;
+        self.speak(stream, let_in).await;
     }
 
-    /// Serves one connection.
-    pub(super) async fn speak(&self, stream: impl Connection + 'static) {
+    /// The same for any connection.
+    pub(super) async fn speak(&self, stream: impl Connection + 'static, let_in: &AtomicBool) {
         let granted = Mutex::new(None);
-        let service = service_fn(async |request| Ok::<_, Infallible>(self.answer(request, &granted).await));
+        let service = service_fn(async |request| {
+            let answer = self.answer(request, &granted).await;
+            let_in.fetch_or(answer.status() == StatusCode::OK, Relaxed);
+            Ok::<_, Infallible>(answer)
+        });
         if let Err(error) =
             http_server().serve_connection(TokioIo::new(stream), service).with_upgrades().await
         {

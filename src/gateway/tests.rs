@@ -522,6 +522,23 @@ async fn a_request_has_to_be_short_and_soon() {
     assert!((10..12).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
 }
 
+/// A process of this host that knows no secret opens as many connections as there may be, and more.
+#[tokio::test]
+async fn strangers_do_not_keep_the_plugin_out() {
+    let mut bench = Bench::new(GatewayMode::Hold).await;
+    let (mut plugin, mut service) = bench.opened().await;
+    let address = bench.gateway.access().address;
+    let mut strangers = Vec::new();
+    for _ in 0..200 {
+        strangers.push(TcpStream::connect(address).await.unwrap());
+    }
+    assert_eq!(bench.connect(&format!("{HOST}:443"), None).await.1, "HTTP/1.1 200 OK");
+    // The first of them were closed; what had been let in was not.
+    assert_eq!(strangers[0].read(&mut [0; 1]).await.unwrap_or(0), 0);
+    plugin.send(input(0, b"hello")).await.unwrap();
+    assert_eq!(View::new(&binary(&mut service).await).unwrap().payload(), b"hello");
+}
+
 #[tokio::test]
 async fn the_plugins_calls_about_its_session_are_answered_here() {
     let bench = Bench::new(GatewayMode::Hold).await;
