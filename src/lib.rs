@@ -8,8 +8,8 @@
 //!              └─ tunnel (pure state machine) ◄─────┘ events
 //! ```
 //!
-//! Imports point down only: `cli` → `driver` → (`aws`, `plugin`, `gateway`, `proxy`, `control`, `systemd`) → `tunnel`, `config`. Log
-//! lines are `telemetry`'s business.
+//! Imports point down only: `cli` → `driver` → (`aws`, `plugin`, `gateway`, `proxy`, `control`, `systemd`) → `network`,
+//! `tunnel`, `config`. Log lines are `telemetry`'s business.
 
 pub mod aws;
 pub mod cli;
@@ -19,6 +19,7 @@ pub mod driver;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod gateway;
+pub mod network;
 pub mod plugin;
 pub mod proxy;
 mod socket_file;

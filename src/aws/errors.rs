@@ -33,9 +33,14 @@ pub(super) fn refusal<E>(operation: &str, error: &SdkError<E, HttpResponse>) -> 
 where
     E: ProvideErrorMetadata + Error + 'static,
 {
-    // Credentials that could not be had stop a call before it is made; their failure is complete in itself.
     if let Some(failure) = find::<Failure>(error) {
-        return failure.clone().into();
+        return match error {
+            SdkError::DispatchFailure(dispatch) if dispatch.as_connector_error().is_some() => {
+                Failure::new(failure.class, format!("{operation}: {failure}")).into()
+            }
+            // Credentials that could not be had stop a call before it is made; their failure is complete in itself.
+            _ => failure.clone().into(),
+        };
     }
     let status = error.raw_response().map(|response| response.status().as_u16());
     match error {
@@ -88,6 +93,11 @@ pub(super) fn overdue(operation: &str, limit: std::time::Duration) -> Failure {
 
 /// Why there are no credentials. `profile` is the configured one.
 pub(super) fn no_credentials(error: &CredentialsError, profile: Option<&str>) -> Failure {
+    if let Some(failure) = find::<Failure>(error)
+        && !matches!(error, CredentialsError::CredentialsNotLoaded(_))
+    {
+        return Failure::new(failure.class, format!("credentials: {failure}"));
+    }
     // The network's failure is nobody's to mend, though it came between us and the credentials.
     let connector = find::<ConnectorError>(error);
     let network = connector.is_some_and(|e| e.is_io() || e.is_timeout())

@@ -1,7 +1,7 @@
 //! The SDK behind the [`Api`] trait, and the clients that the tunnels share.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -28,6 +28,7 @@ use super::limit::StartLimit;
 use super::nodes::Nodes;
 use super::{silent, transport};
 use crate::config::Identity;
+use crate::network::{Environment, Network};
 use crate::tunnel::failure::{Class, Failure};
 
 /// Until a TCP connection to the service is up.
@@ -45,14 +46,23 @@ type Shared = Arc<OnceCell<Arc<dyn Api>>>;
 pub struct Clients {
     clients: Mutex<HashMap<Identity, Shared>>,
     /// By `ca_file`: identities that trust the same authorities share their connections and certificates.
-    transports: Mutex<HashMap<Option<PathBuf>, SharedHttpClient>>,
+    networks: Mutex<HashMap<Option<PathBuf>, (Network, SharedHttpClient)>>,
+    environment: Environment,
     limit: Arc<StartLimit>,
 }
 
 impl Clients {
-    /// No clients yet.
-    pub fn new() -> Self {
-        Self::default()
+    /// No clients yet. They will go out as `environment` says.
+    pub fn new(environment: Environment) -> Self {
+        Self { environment, ..Self::default() }
+    }
+
+    /// The way out for those who trust `ca_file` (PEM) beside the system's authorities.
+    ///
+    /// # Errors
+    /// The file is bad; it is read again the next time.
+    pub fn network(&self, ca_file: Option<&Path>) -> Result<Network, Failure> {
+        self.way_out(ca_file).map(|(network, _)| network)
     }
 
     /// The client of `identity`. Fails if its `ca_file` is bad, or if there is no region to be found; the next call
@@ -66,7 +76,7 @@ impl Clients {
     }
 
     async fn build(&self, identity: &Identity) -> Result<Arc<dyn Api>, Failure> {
-        let transport = self.transport(identity.ca_file.as_ref())?;
+        let (_, transport) = self.way_out(identity.ca_file.as_deref())?;
         let config = tokio::time::timeout(CALL, Box::pin(silent(load(identity, transport))))
             .await
             .map_err(|_| errors::overdue("AWS configuration", CALL))?;
@@ -82,14 +92,19 @@ impl Clients {
         Ok(Arc::new(sdk))
     }
 
-    fn transport(&self, ca_file: Option<&PathBuf>) -> Result<SharedHttpClient, Failure> {
-        let mut transports = self.transports.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(transport) = transports.get(&ca_file.cloned()) {
-            return Ok(transport.clone());
+    /// Whom a plugin has to trust that goes to AWS by itself: the identity's `ca_file`, else `AWS_CA_BUNDLE`.
+    pub fn ca_file<'a>(&'a self, identity: &'a Identity) -> Option<&'a Path> {
+        identity.ca_file.as_deref().or(self.environment.ca_bundle())
+    }
+
+    fn way_out(&self, ca_file: Option<&Path>) -> Result<(Network, SharedHttpClient), Failure> {
+        let key = ca_file.map(Path::to_owned);
+        let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = networks.get(&key) {
+            return Ok(known.clone());
         }
-        let transport = transport::client(ca_file.map(PathBuf::as_path))?;
-        transports.insert(ca_file.cloned(), transport.clone());
-        Ok(transport)
+        let network = Network::new(&self.environment, ca_file)?;
+        Ok(networks.entry(key).or_insert((network.clone(), transport::client(network))).clone())
     }
 }
 

@@ -1,116 +1,148 @@
 //! The HTTP client beneath every call: the API's, and those of the credential providers.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::error::Error;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use aws_smithy_http_client::Builder;
-use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
-use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
-use aws_smithy_runtime_api::client::connector_metadata::ConnectorMetadata;
 use aws_smithy_runtime_api::client::http::{
-    HttpClient, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector,
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
+    SharedHttpConnector,
 };
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use aws_smithy_types::body::SdkBody;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::Uri;
+use http::uri::Scheme;
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::{Connected, Connection as Pooled};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::time::timeout;
 
+use crate::network::{Connection, Network};
 use crate::tunnel::failure::{Class, Failure};
 
 /// Calls come in bursts, an hour apart: a connection is kept for the next call of a burst, and its buffers not for
 /// longer.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// A client that trusts the system's certificate authorities and those of `ca_file` (PEM).
-///
-/// Fails if `ca_file` cannot be read or holds anything but certificates of authorities.
-pub(super) fn client(ca_file: Option<&Path>) -> Result<SharedHttpClient, Failure> {
-    let mut trust = TrustStore::empty().with_native_roots(system_has_authorities());
-    if let Some(path) = ca_file {
-        trust.add_pem_certificate(authorities(path)?);
-    }
-    let context = TlsContext::builder()
-        .with_trust_store(trust)
-        .build()
-        .map_err(|e| Failure::new(Class::NeedsChange, format!("TLS cannot be set up: {e}")))?;
-    let client = Builder::new()
-        .pool_idle_timeout(IDLE)
-        .tls_provider(Provider::rustls(CryptoMode::Ring))
-        .tls_context(context)
-        .build_https();
-    Ok(SharedHttpClient::new(Lazy(client)))
+/// A client that goes out through `network`.
+pub(super) fn client(network: Network) -> SharedHttpClient {
+    SharedHttpClient::new(Client { network, pools: Mutex::default() })
 }
 
-/// A host may have none (a minimal container with `ca_file` or a private endpoint without TLS), which the HTTP client
-/// takes for a mistake of the programmer.
-fn system_has_authorities() -> bool {
-    let mut store = RootCertStore::empty();
-    store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs).0 > 0
-}
+type Pool = legacy::Client<Dial, SdkBody>;
 
-/// The content of `path`, every certificate of it checked: the HTTP client panics on one that it cannot use.
-fn authorities(path: &Path) -> Result<Vec<u8>, Failure> {
-    let wrong =
-        |what: String| Failure::new(Class::NeedsChange, format!("ca_file {}: {what}", path.display()));
-    let pem = std::fs::read(path).map_err(|e| wrong(format!("cannot be read: {e}")))?;
-    let mut store = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|e| wrong(format!("is not PEM: {e}")))?;
-        store.add(certificate).map_err(|e| wrong(format!("holds a certificate that cannot be used: {e}")))?;
-    }
-    if store.is_empty() {
-        return Err(wrong("holds no certificate".to_owned()));
-    }
-    Ok(pem)
-}
-
-/// Makes its connector when it is first needed. The client inside makes and throws away another one, with all the
-/// system's certificates parsed anew, each time that an SDK client is built on it.
 #[derive(Debug)]
-struct Lazy(SharedHttpClient);
+struct Client {
+    network: Network,
+    /// By the time for a connection: providers of credentials have less patience with an instance's metadata service
+    /// than with the API.
+    pools: Mutex<HashMap<Option<Duration>, Pool>>,
+}
 
-impl HttpClient for Lazy {
-    fn http_connector(
-        &self,
-        settings: &HttpConnectorSettings,
-        components: &RuntimeComponents,
-    ) -> SharedHttpConnector {
-        self.0.http_connector(settings, components)
-    }
-
-    fn connector_metadata(&self) -> Option<ConnectorMetadata> {
-        self.0.connector_metadata()
+impl HttpClient for Client {
+    fn http_connector(&self, settings: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
+        let patience = settings.connect_timeout();
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let pool = pools.entry(patience).or_insert_with(|| {
+            legacy::Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE)
+                .build(Dial { network: self.network.clone(), patience })
+        });
+        SharedHttpConnector::new(Connector { pool: pool.clone(), read_timeout: settings.read_timeout() })
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+#[derive(Debug)]
+struct Connector {
+    pool: Pool,
+    read_timeout: Option<Duration>,
+}
 
-    fn refused(content: &str) -> Failure {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ca.pem");
-        std::fs::write(&path, content).unwrap();
-        client(Some(&path)).unwrap_err()
+impl HttpConnector for Connector {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let request = match request.try_into_http1x() {
+            Ok(request) => request,
+            Err(error) => return HttpConnectorFuture::ready(Err(ConnectorError::user(error.into()))),
+        };
+        let (answer, read_timeout) = (self.pool.request(request), self.read_timeout);
+        HttpConnectorFuture::new(async move {
+            let answer = match read_timeout {
+                Some(limit) => timeout(limit, answer).await.map_err(|e| ConnectorError::timeout(e.into()))?,
+                None => answer.await,
+            };
+            let answer = answer.map_err(broken)?.map(SdkBody::from_body_1_x);
+            HttpResponse::try_from(answer).map_err(|error| ConnectorError::other(error.into(), None))
+        })
+    }
+}
+
+/// A connection that could not be had explains itself; the HTTP client's words around it say less.
+fn broken(error: legacy::Error) -> ConnectorError {
+    let mut next: Option<&(dyn Error + 'static)> = Some(&error);
+    while let Some(cause) = next {
+        if let Some(failure) = cause.downcast_ref::<Failure>() {
+            let failure = Box::new(failure.clone());
+            return match failure.class {
+                Class::Network => ConnectorError::io(failure),
+                _ => ConnectorError::user(failure),
+            };
+        }
+        next = cause.source();
+    }
+    ConnectorError::io(error.into())
+}
+
+/// Makes the pool's connections.
+#[derive(Clone, Debug)]
+struct Dial {
+    network: Network,
+    patience: Option<Duration>,
+}
+
+impl tower_service::Service<Uri> for Dial {
+    type Response = TokioIo<Box<dyn Connection>>;
+    type Error = Failure;
+    type Future = BoxFuture<'static, Result<Self::Response, Failure>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
     }
 
-    #[test]
-    fn a_bad_ca_file_is_refused_in_words() {
-        let missing = client(Some(Path::new("/nonexistent/ca.pem"))).unwrap_err();
-        assert_eq!(missing.class, Class::NeedsChange);
-        assert!(missing.text.contains("/nonexistent/ca.pem: cannot be read"), "{missing}");
-        assert!(refused("").text.contains("holds no certificate"));
-        assert!(refused("not PEM at all").text.contains("holds no certificate"));
-        let broken = "-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n";
-        assert!(refused(broken).text.contains("cannot be used"));
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let Self { network, patience } = self.clone();
+        async move {
+            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+            let tls = uri.scheme() == Some(&Scheme::HTTPS);
+            let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+            let connecting = async {
+                match tls {
+                    true => network.connect_tls(host, port).await,
+                    // This host, or its metadata service: no proxy's business.
+                    false => network.connect_directly(host, port).await,
+                }
+            };
+            let connected = match patience {
+                Some(limit) => timeout(limit, connecting).await.unwrap_or_else(|_| {
+                    let text = format!("connecting to {host}:{port}: no answer within {limit:?}");
+                    Err(Failure::new(Class::Network, text))
+                }),
+                None => connecting.await,
+            };
+            connected.map(TokioIo::new)
+        }
+        .boxed()
     }
+}
 
-    #[test]
-    fn a_good_ca_file_is_taken() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ca.pem");
-        let ca = rcgen::generate_simple_self_signed(vec!["ca.internal".to_owned()]).unwrap();
-        std::fs::write(&path, ca.cert.pem()).unwrap();
-        assert!(client(Some(&path)).is_ok());
+impl Pooled for Box<dyn Connection> {
+    fn connected(&self) -> Connected {
+        Connected::new()
     }
 }

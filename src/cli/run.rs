@@ -19,6 +19,7 @@ use crate::driver::folder::Folder;
 use crate::driver::service::Service;
 use crate::driver::tunnels::{Tunnels, bind};
 use crate::gateway::Authority;
+use crate::network::Environment;
 use crate::plugin::version::Versions;
 use crate::systemd::fdstore::{self, Kept};
 use crate::systemd::notify;
@@ -151,7 +152,7 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Shared> {
     make(&folder.certificates())?;
     authority.write_certificate(&folder.certificates()).context("writing the gateway's certificate")?;
     Ok(Shared {
-        clients: Arc::new(Clients::new()),
+        clients: Arc::new(Clients::new(Environment::of_process())),
         versions: Arc::new(Versions::new()),
         authority: Arc::new(authority),
         folder: Arc::new(folder),

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -83,7 +83,8 @@ impl Session {
             stream_endpoint: config.stream_endpoint.clone(),
             kms_endpoint: config.kms_endpoint.clone(),
             endpoint_url: config.identity.endpoint_url.clone(),
-            ca_file: config.identity.ca_file.clone(),
+            network: shared.clients.network(config.identity.ca_file.as_deref())?,
+            ca_file: shared.clients.ca_file(&config.identity).map(Path::to_owned),
             keepalive: config.keepalive,
             api: begun.api.clone(),
             ledger: self.ledger.clone(),

@@ -18,10 +18,11 @@ use super::message::{self, Handshake, Header, View};
 use super::mux::{Follower, LostTrack, Piece};
 use super::proxy::{Endpoint, Mode, Proxy};
 use super::relay::Relay;
-use super::tls::{self, Authority};
+use super::tls::Authority;
 use super::upstream::OpeningMessage;
 use super::{Event, breach};
 use crate::aws::api::{Api, Node, Resumption, StartRequest, StartedSession};
+use crate::network::{Environment, Network};
 use crate::tunnel::failure::{Class, Failure};
 
 /// The most that one session's relay keeps of messages: 12 MiB of the plugin's, 1 MiB of acknowledgements for the service,
@@ -219,16 +220,14 @@ fn converse(data: &[u8], serve: impl AsyncFnOnce(tokio::io::DuplexStream)) {
 }
 
 fn local_api() -> (LocalApi, mpsc::Receiver<Box<dyn super::link::Connection>>) {
-    static TLS: OnceLock<Option<Arc<rustls::ClientConfig>>> = OnceLock::new();
-    let tls = TLS.get_or_init(|| tls::client_config(None).ok());
     let (attach, attached) = mpsc::channel(1);
     let local_api = LocalApi {
         session_id: "session".into(),
         stream_url: "wss://ssmmessages.us-east-1.amazonaws.com/v1/data-channel/session".into(),
         stand_in: "stand-in".into(),
         api: Arc::new(Nobody),
-        #[expect(clippy::expect_used, reason = "without it there is nothing to try")]
-        tls: tls.clone().expect("a TLS configuration"),
+        #[expect(clippy::expect_used, reason = "without a file there is nothing to refuse")]
+        network: Network::new(&Environment::default(), None).expect("a way out"),
         attach,
         kms_endpoint: None,
         // Nobody reads them: what cannot be told is dropped.

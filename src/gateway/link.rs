@@ -6,21 +6,17 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::{Sink, Stream as _};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::breach::{Breach, plain};
+pub use crate::network::Connection;
 
 /// The ends' messages are about 1.1 KB; this is far beyond anything that they send.
 pub const MAX_MESSAGE: usize = 64 << 10;
 const BUFFER: usize = 8 << 10;
-
-/// A connection, with or without TLS.
-pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 /// Either end of the data channel.
 pub struct Link {

@@ -3,7 +3,6 @@
 
 use std::convert::Infallible;
 use std::fmt::Display;
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +14,6 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -26,11 +24,11 @@ use tracing::{debug, warn};
 use super::Event;
 use super::link::Connection;
 use super::proxy::{Endpoint, http_server};
-use super::upstream::{connect, secure};
 use crate::aws::api::Api;
 use crate::aws::errors::answered;
 use crate::aws::sign::sign_forwarded;
 use crate::config::StreamEndpoint;
+use crate::network::Network;
 use crate::tunnel::failure::{Class, Failure};
 
 /// Of a call that is forwarded, and of its answer: a KMS call has a few hundred bytes.
@@ -47,12 +45,12 @@ pub struct LocalApi {
     pub stand_in: SecretString,
     /// Credentials for forwarded calls.
     pub api: Arc<dyn Api>,
-    /// Whom to trust there.
-    pub tls: Arc<ClientConfig>,
     /// Where to dial instead of the host of KMS.
     pub kms_endpoint: Option<StreamEndpoint>,
     /// Is told of calls to KMS that failed: without them there is no session.
     pub events: mpsc::Sender<Event>,
+    /// The way there.
+    pub network: Network,
     /// Takes the plugin's data channels.
     pub attach: mpsc::Sender<Box<dyn Connection>>,
 }
@@ -159,7 +157,7 @@ impl LocalApi {
         parts.headers.remove(TRANSFER_ENCODING);
         let origin = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         parts.uri = origin.parse::<Uri>().map_err(failed)?;
-        let stream = TokioIo::new(self.dial(target).await.map_err(failed)?);
+        let stream = TokioIo::new(self.dial(target).await?);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(failed)?;
         let call = async move {
             let request = Request::from_parts(parts, Full::new(body));
@@ -174,12 +172,14 @@ impl LocalApi {
         tokio::join!(call, connection).0
     }
 
-    async fn dial(&self, target: &Endpoint) -> io::Result<Box<dyn Connection>> {
+    async fn dial(&self, target: &Endpoint) -> Result<Box<dyn Connection>, Failure> {
         let instead = self.kms_endpoint.as_ref().filter(|_| target.is_kms());
         let (tls, host, port) =
             instead.map_or((true, &target.host, target.port), |e| (e.tls, &e.host, e.port));
-        let stream = connect(host, port).await?;
-        Ok(if tls { Box::new(secure(&self.tls, host, stream).await?) } else { Box::new(stream) })
+        match tls {
+            true => self.network.connect_tls(host, port).await,
+            false => self.network.connect(host, port).await,
+        }
     }
 
     fn json(answer: &serde_json::Value) -> Response<Full<Bytes>> {

@@ -44,6 +44,7 @@ use tracing::{Instrument, info_span};
 
 use crate::aws::api::{Api, StartedSession};
 use crate::config::{GatewayMode, StreamEndpoint};
+use crate::network::Network;
 use crate::tunnel::failure::Failure;
 use channel::Channel;
 use ledger::Ledger;
@@ -67,7 +68,9 @@ pub struct Spec {
     pub kms_endpoint: Option<StreamEndpoint>,
     /// The API's address, where it is not the usual one; the plugin may reach its host.
     pub endpoint_url: Option<String>,
-    /// Certificate authorities trusted beside the system's.
+    /// The way to the service.
+    pub network: Network,
+    /// Certificate authorities that a plugin in `observe` mode has to trust beside the system's; `network` does already.
     pub ca_file: Option<PathBuf>,
     /// In `hold` mode: a keep-alive goes to the agent when no stream data has flowed for so long; `None` for never.
     pub keepalive: Option<Duration>,
@@ -175,23 +178,22 @@ impl Gateway {
         let endpoints = endpoints(&spec);
         let mode = match spec.mode {
             GatewayMode::Hold => {
-                let tls = tls::client_config(spec.ca_file.as_deref())?;
                 let (attach, attached) = mpsc::channel(1);
                 let local_api = LocalApi {
                     session_id: spec.session.session_id.clone(),
                     stream_url: spec.session.stream_url.clone(),
                     stand_in: access.session.token.clone(),
                     api: spec.api.clone(),
-                    tls: tls.clone(),
                     kms_endpoint: spec.kms_endpoint,
                     events: events.clone(),
+                    network: spec.network.clone(),
                     attach,
                 };
                 let dialler = Dialler {
                     session_id: spec.session.session_id,
                     api: spec.api,
                     endpoint: spec.stream_endpoint,
-                    tls,
+                    network: spec.network,
                 };
                 let ticket = Ticket { stream_url: spec.session.stream_url, token: spec.session.token };
                 let channel = Channel::new(
@@ -208,6 +210,7 @@ impl Gateway {
                 stream_host: Endpoint::of_url(&spec.session.stream_url).map(|e| e.host).unwrap_or_default(),
                 stream_endpoint: spec.stream_endpoint,
                 kms_endpoint: spec.kms_endpoint,
+                network: spec.network,
                 api: spec.api,
                 channels: observe::Channels::new(events),
             },

@@ -17,7 +17,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::Event;
@@ -48,9 +47,9 @@ impl Channels {
 }
 
 /// Carries bytes both ways until both sides have ended.
-pub async fn pass(plugin: impl Connection, service: TcpStream) {
+pub async fn pass(plugin: impl Connection, service: impl Connection) {
     let (mut plugin_reader, mut plugin_writer) = split(plugin);
-    let (mut service_reader, mut service_writer) = service.into_split();
+    let (mut service_reader, mut service_writer) = split(service);
     // Both ends are gone then; how they went is nobody's concern.
     let _ = tokio::join!(
         copy(&mut plugin_reader, &mut service_writer, None),
@@ -60,11 +59,11 @@ pub async fn pass(plugin: impl Connection, service: TcpStream) {
 
 /// The same for a data channel, whose opening and closing are told. It is closed as soon as one side has ended: a
 /// plugin that has given up leaves its own open for ever.
-pub async fn channel(plugin: impl Connection, service: TcpStream, channels: &Channels) {
+pub async fn channel(plugin: impl Connection, service: impl Connection, channels: &Channels) {
     let number = channels.latest.fetch_add(1, Relaxed) + 1;
     let watch = Watch { channels, number, seen: Mutex::default() };
     let (mut plugin_reader, mut plugin_writer) = split(plugin);
-    let (mut service_reader, mut service_writer) = service.into_split();
+    let (mut service_reader, mut service_writer) = split(service);
     let up = async {
         let result = copy(&mut plugin_reader, &mut service_writer, Some((&watch, From::Plugin))).await;
         watch.ended(result).await;

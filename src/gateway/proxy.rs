@@ -34,9 +34,9 @@ use super::link::Connection;
 use super::local_api::{LocalApi, status};
 use super::observe::{self, Channels};
 use super::tls::Authority;
-use super::upstream::connect;
 use crate::aws::api::Api;
 use crate::config::StreamEndpoint;
+use crate::network::Network;
 
 /// The plugin has three or four; others on this host may connect too, though they know no secret. Of those, the one that
 /// came first has to go where there is no room: else whoever opens so many and says nothing would keep the plugin out.
@@ -44,6 +44,25 @@ const MAX_CONNECTIONS: usize = 64;
 /// For a request's head and for a TLS handshake.
 const PATIENCE: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// AWS's domains, the second of each pair for dual-stack endpoints, as the SDK's `partitions.json` has them. VPC endpoints
+/// are below the first (`….vpce.amazonaws.com`), FIPS endpoints beside the others.
+const AWS: &[&str] = &[
+    ".amazonaws.com",
+    ".api.aws",
+    ".amazonaws.com.cn",
+    ".api.amazonwebservices.com.cn",
+    ".amazonaws.eu",
+    ".api.amazonwebservices.eu",
+    ".c2s.ic.gov",
+    ".api.aws.ic.gov",
+    ".sc2s.sgov.gov",
+    ".api.aws.scloud",
+    ".cloud.adc-e.uk",
+    ".api.cloud-aws.adc-e.uk",
+    ".csp.hci.ic.gov",
+    ".api.aws.hci.ic.gov",
+];
 
 /// One session's proxy.
 pub struct Proxy {
@@ -72,6 +91,8 @@ pub enum Mode {
         stream_endpoint: Option<StreamEndpoint>,
         /// Where to dial instead of the host of KMS.
         kms_endpoint: Option<StreamEndpoint>,
+        /// The way there.
+        network: Network,
         /// For the plugin's own calls.
         api: Arc<dyn Api>,
         /// Opens and closes of the data channel.
@@ -110,8 +131,7 @@ impl Endpoint {
     }
 
     fn is_aws(&self) -> bool {
-        let suffixes = [".amazonaws.com", ".amazonaws.com.cn", ".api.aws"];
-        self.port == 443 && suffixes.iter().any(|suffix| self.host.ends_with(suffix))
+        self.port == 443 && AWS.iter().any(|suffix| self.host.ends_with(suffix))
     }
 }
 
@@ -129,7 +149,7 @@ struct Granted {
     endpoint: Endpoint,
     upgrade: OnUpgrade,
     /// In observe mode: the connection, made before the grant.
-    service: Option<TcpStream>,
+    service: Option<Box<dyn Connection>>,
 }
 
 impl Proxy {
@@ -235,14 +255,14 @@ impl Proxy {
         }
         let service = match &self.mode {
             Mode::Hold { .. } => None,
-            Mode::Observe { stream_endpoint, kms_endpoint, .. } => {
+            Mode::Observe { stream_endpoint, kms_endpoint, network, .. } => {
                 let instead = match endpoint.is_kms() {
                     true => kms_endpoint.as_ref(),
                     false => stream_endpoint.as_ref().filter(|_| self.is_channel(&endpoint)),
                 };
                 let (host, port) =
                     instead.map_or((&endpoint.host, endpoint.port), |instead| (&instead.host, instead.port));
-                Some(connect(host, port).await.map_err(|error| {
+                Some(network.connect(host, port).await.map_err(|error| {
                     warn!(%endpoint, %error, "the plugin could not be connected");
                     status(StatusCode::BAD_GATEWAY)
                 })?)
@@ -316,8 +336,14 @@ mod tests {
         for (authority, expected) in [
             ("ssmmessages.us-east-1.amazonaws.com:443", true),
             ("SSM.cn-north-1.amazonaws.com.cn:443", true),
+            ("ssmmessages-fips.us-gov-west-1.amazonaws.com:443", true),
+            ("vpce-0a1b-2c3d.ssmmessages.us-west-2.vpce.amazonaws.com:443", true),
+            ("vpce-0a1b-2c3d.ssm.cn-north-1.vpce.amazonaws.com.cn:443", true),
             ("kms.eu-west-1.api.aws:443", true),
             ("kms-fips.us-east-1.amazonaws.com:443", true),
+            ("ssm.cn-northwest-1.api.amazonwebservices.com.cn:443", true),
+            ("ssmmessages.eusc-de-east-1.amazonaws.eu:443", true),
+            ("ssmmessages.us-iso-east-1.c2s.ic.gov:443", true),
             ("ssm.us-east-1.amazonaws.com:80", false),
             ("amazonaws.com.evil.example:443", false),
             ("evilamazonaws.com:443", false),

@@ -26,6 +26,7 @@ use super::link::Connection;
 use super::message::{self, Header, View};
 use super::*;
 use crate::aws::api::{Node, Resumption, StartRequest};
+use crate::network::Environment;
 use crate::tunnel::failure::Class;
 
 const SESSION: &str = "session-0123456789abcdef0";
@@ -175,6 +176,7 @@ impl Bench {
             stream_endpoint: Some(StreamEndpoint { tls, host: "localhost".into(), port }),
             kms_endpoint: None,
             endpoint_url: None,
+            network: Network::new(&Environment::default(), Some(&ca.join("autossm-ca.pem"))).unwrap(),
             ca_file: Some(ca.join("autossm-ca.pem")),
             keepalive: None,
             api: api.clone(),
@@ -212,7 +214,7 @@ impl Bench {
     async fn secure(&self, host: &str, port: u16) -> client::TlsStream<TcpStream> {
         let (stream, answer) = self.connect(&format!("{host}:{port}"), None).await;
         assert_eq!(answer, "HTTP/1.1 200 OK");
-        let trusted = tls::client_config(Some(&self.dir.path().join("autossm-ca.pem"))).unwrap();
+        let trusted = tls::trusting(&self.dir.path().join("autossm-ca.pem"));
         let name = ServerName::try_from(host.to_owned()).unwrap();
         TlsConnector::from(trusted).connect(name, stream).await.unwrap()
     }
@@ -666,7 +668,7 @@ async fn observe_passes_tls_on_and_watches_the_data_channel() {
     let (stream, answer) = bench.connect(&format!("{HOST}:443"), None).await;
     assert_eq!(answer, "HTTP/1.1 200 OK");
 
-    let config = tls::client_config(Some(&Path::new(&trusted).join("ca.pem"))).unwrap();
+    let config = tls::trusting(&Path::new(&trusted).join("ca.pem"));
     let connector = TlsConnector::from(config);
     // The service's certificate in this test is for `localhost`.
     let (plugin, service) = tokio::join!(
@@ -698,7 +700,7 @@ async fn observe_takes_no_connection_for_a_data_channel_before_the_upgrade() {
     let mut bench = Bench::new(GatewayMode::Observe).await;
     let trusted = bench.variable("SSL_CERT_DIR").split(':').next().unwrap().to_owned();
     let (stream, _) = bench.connect(&format!("{HOST}:443"), None).await;
-    let config = tls::client_config(Some(&Path::new(&trusted).join("ca.pem"))).unwrap();
+    let config = tls::trusting(&Path::new(&trusted).join("ca.pem"));
     let (plugin, service) = tokio::join!(
         TlsConnector::from(config).connect(ServerName::try_from("localhost").unwrap(), stream),
         bench.service.tcp()

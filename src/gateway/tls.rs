@@ -1,20 +1,18 @@
-//! Certificates: towards the plugin from an authority of our own, towards AWS from the system's.
+//! Certificates towards the plugin, from an authority of our own.
 
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
-use rustls::client::Resumption;
+use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::NoServerSessionStorage;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 /// The plugin asks for two or three hosts; whatever else it may ask for is made anew each time.
 const MAX_HOSTS: usize = 64;
@@ -81,47 +79,20 @@ impl Authority {
     }
 }
 
-/// Trusts the system's authorities, which are read once per process, and those of `ca_file` (PEM).
-///
-/// Fails if `ca_file` cannot be read or has no usable certificate.
-pub(super) fn client_config(ca_file: Option<&Path>) -> io::Result<Arc<ClientConfig>> {
-    static SYSTEM: OnceLock<Arc<RootCertStore>> = OnceLock::new();
-    let system = SYSTEM.get_or_init(|| {
-        let mut roots = RootCertStore::empty();
-        // A host without authorities, or with a broken one among many, shows when a certificate is verified.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        Arc::new(roots)
-    });
-    let roots = match ca_file {
-        None => system.clone(),
-        Some(path) => {
-            let mut roots = RootCertStore::clone(system);
-            add(&mut roots, path).map_err(|e| io::Error::other(format!("{}: {e}", path.display())))?;
-            Arc::new(roots)
-        }
-    };
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.resumption = Resumption::in_memory_sessions(2);
-    Ok(Arc::new(config))
-}
-
-fn add(roots: &mut RootCertStore, path: &Path) -> io::Result<()> {
-    let before = roots.len();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(io::Error::other)? {
-        roots.add(certificate.map_err(io::Error::other)?).map_err(io::Error::other)?;
-    }
-    if roots.len() == before {
-        return Err(io::Error::other("holds no certificate"));
-    }
-    Ok(())
-}
-
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// A client that trusts the authority in this PEM file alone.
+#[cfg(test)]
+pub(super) fn trusting(authority: &Path) -> Arc<rustls::ClientConfig> {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject as _;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(authority).unwrap()).unwrap();
+    let config =
+        rustls::ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    Arc::new(config.unwrap().with_root_certificates(roots).with_no_client_auth())
 }
 
 #[cfg(test)]
@@ -133,7 +104,7 @@ mod tests {
     async fn handshake(authority: &Authority, trusted: &Path, host: &str, expected: &str) -> io::Result<()> {
         let (near, far) = tokio::io::duplex(16 << 10);
         let acceptor = TlsAcceptor::from(authority.server_config(host)?);
-        let connector = TlsConnector::from(client_config(Some(trusted))?);
+        let connector = TlsConnector::from(trusting(trusted));
         let name = ServerName::try_from(expected.to_owned()).map_err(io::Error::other)?;
         let (client, _) = tokio::join!(connector.connect(name, near), acceptor.accept(far));
         client.map(drop)
@@ -161,14 +132,5 @@ mod tests {
         (0..MAX_HOSTS * 2)
             .for_each(|n| drop(authority.server_config(&format!("{n}.amazonaws.com")).unwrap()));
         assert_eq!(authority.hosts.lock().unwrap().len(), MAX_HOSTS);
-    }
-
-    #[test]
-    fn an_unusable_ca_file_is_an_error_that_names_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ca.pem");
-        assert!(client_config(Some(&path)).unwrap_err().to_string().contains("ca.pem"));
-        std::fs::write(&path, "no certificate").unwrap();
-        assert!(client_config(Some(&path)).unwrap_err().to_string().contains("holds no certificate"));
     }
 }

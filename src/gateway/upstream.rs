@@ -1,21 +1,16 @@
 //! The way to the service: dialling, the signed upgrade, the message that opens the data channel, and all of it again
 //! after each loss.
 
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::SinkExt;
 use http::header::HOST;
 use http::{Request, StatusCode, Uri};
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsConnector;
 use tokio_tungstenite::client_async_with_config;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::{Error, Message};
@@ -27,9 +22,9 @@ use super::link::{self, Connection, Link};
 use crate::aws::api::{Api, Resumption};
 use crate::aws::sign::sign_upgrade;
 use crate::config::StreamEndpoint;
+use crate::network::Network;
 use crate::tunnel::failure::{Class, Failure};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 const MAX_DELAY: Duration = Duration::from_secs(5);
@@ -42,8 +37,8 @@ pub struct Dialler {
     pub api: Arc<dyn Api>,
     /// Where to dial instead of the stream URL's host.
     pub endpoint: Option<StreamEndpoint>,
-    /// Whom to trust.
-    pub tls: Arc<ClientConfig>,
+    /// The way there.
+    pub network: Network,
 }
 
 /// What the data channel is opened with, once.
@@ -132,12 +127,11 @@ impl Dialler {
                 (true, host.trim_matches(['[', ']']), url.port_u16().unwrap_or(443))
             }
         };
-        let failure = |e: io::Error| failed(format!("connecting to {host}:{port}: {e}"));
-        let stream = connect(host, port).await.map_err(failure)?;
-        if !tls {
-            return Ok(Box::new(stream));
+        match tls {
+            true => self.network.connect_tls(host, port).await,
+            // Loopback alone.
+            false => self.network.connect(host, port).await,
         }
-        Ok(Box::new(secure(&self.tls, host, stream).await.map_err(failure)?))
     }
 
     async fn upgrade(&self, url: &Uri) -> Result<Request<()>, Failure> {
@@ -154,23 +148,6 @@ impl Dialler {
         let credentials = self.api.credentials().await?;
         sign_upgrade(request, &credentials, self.api.region(), SystemTime::now())
     }
-}
-
-/// A TCP connection within 5 s.
-pub async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
-    let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect((host, port))).await??;
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
-/// TLS over a connection, within 10 s.
-pub async fn secure(
-    config: &Arc<ClientConfig>,
-    host: &str,
-    stream: TcpStream,
-) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
-    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-    timeout(UPGRADE_TIMEOUT, TlsConnector::from(config.clone()).connect(name, stream)).await?
 }
 
 fn failed(text: impl Into<String>) -> Failure {

@@ -20,6 +20,7 @@ use super::super::{CONNECT, Sdk};
 use crate::aws::credentials::Source;
 use crate::aws::transport;
 use crate::config::Identity;
+use crate::network::{Environment, Network};
 
 type Answer = Box<dyn Fn(&str, usize) -> (u16, String) + Send + Sync>;
 pub type Seen = Arc<Mutex<Vec<(http::request::Parts, serde_json::Value)>>>;
@@ -106,7 +107,9 @@ impl Service {
         SdkConfig::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new("eu-west-1"))
-            .http_client(transport::client(self.ca_file.as_ref().map(|file| file.path())).unwrap())
+            .http_client(transport::client(
+                Network::new(&Environment::default(), self.ca_file.as_ref().map(|file| file.path())).unwrap(),
+            ))
             .retry_config(RetryConfig::disabled())
             .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT).build())
             .app_name(AppName::new("autossm").unwrap())

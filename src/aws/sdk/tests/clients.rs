@@ -4,7 +4,7 @@ use super::*;
 
 #[tokio::test]
 async fn equal_identities_share_a_client() {
-    let clients = Clients::new();
+    let clients = Clients::new(Environment::default());
     let (one, same) = (clients.get(&identity()).await.unwrap(), clients.get(&identity()).await.unwrap());
     assert!(Arc::ptr_eq(&one, &same));
     let other = Identity { region: Some("us-west-2".to_owned()), ..identity() };
@@ -18,7 +18,7 @@ async fn a_bad_ca_file_is_read_again_at_the_next_call() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ca.pem");
     let identity = Identity { ca_file: Some(path.clone()), ..identity() };
-    let clients = Clients::new();
+    let clients = Clients::new(Environment::default());
     assert_eq!(clients.get(&identity).await.err().unwrap().class, Class::NeedsChange);
     let ca = rcgen::generate_simple_self_signed(vec!["ca.internal".to_owned()]).unwrap();
     std::fs::write(&path, ca.cert.pem()).unwrap();
@@ -28,7 +28,7 @@ async fn a_bad_ca_file_is_read_again_at_the_next_call() {
 #[tokio::test]
 async fn a_missing_profile_is_named() {
     let identity = Identity { profile: Some("no-such-profile".to_owned()), ..identity() };
-    let api = Clients::new().get(&identity).await.unwrap();
+    let api = Clients::new(Environment::default()).get(&identity).await.unwrap();
     let failure = api.credentials().await.unwrap_err();
     assert_eq!(failure.class, Class::Access);
     assert!(failure.text.contains("look at profile `no-such-profile`"), "{failure}");
@@ -76,7 +76,7 @@ async fn profile_and_environment(folder: &std::path::Path) {
         endpoint_url: Some(service.url.clone()),
         ..identity()
     };
-    let clients = Clients::new();
+    let clients = Clients::new(Environment::default());
     let api = clients.get(&ops).await.unwrap();
     let key = async || api.credentials().await.unwrap().access_key_id().to_owned();
     assert_eq!(api.region(), "ap-south-1");

@@ -1,0 +1,55 @@
+//! The way out of this host: through which proxy, trusting whom, and the connections that are made so. The API's calls,
+//! the data channels and what the gateway forwards all go this way.
+
+mod connect;
+mod environment;
+mod proxies;
+mod trust;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use environment::Environment;
+use proxies::Proxies;
+use trust::Trust;
+
+use crate::tunnel::failure::Failure;
+
+/// A connection, with or without TLS.
+pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+
+/// The way out, for everything that trusts the same certificate authorities.
+#[derive(Clone)]
+pub struct Network(Arc<Inner>);
+
+struct Inner {
+    proxies: Proxies,
+    trust: Trust,
+}
+
+impl Network {
+    /// What `environment` says, and `ca_file` where a tunnel has one: a PEM file of authorities that are trusted beside
+    /// the system's.
+    ///
+    /// # Errors
+    /// `ca_file` cannot be read or holds anything but certificates of authorities. What is wrong in the environment is
+    /// an error where it is needed.
+    pub fn new(environment: &Environment, ca_file: Option<&Path>) -> Result<Self, Failure> {
+        let trust = Trust::new(environment, ca_file);
+        if ca_file.is_some() {
+            trust.config()?;
+        }
+        Ok(Self(Arc::new(Inner { proxies: Proxies::new(environment), trust })))
+    }
+}
+
+/// Says nothing of the proxy, which may have a password.
+impl fmt::Debug for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Network").finish_non_exhaustive()
+    }
+}
