@@ -171,7 +171,7 @@ fn proxy(echo: SocketAddr) -> anyhow::Result<SocketAddr> {
                 max_connections: 1024,
                 half_close_timeout: Duration::from_secs(5),
             });
-            let proxy = Proxy::new("bench", routes.subscribe(), settings.subscribe());
+            let proxy = Proxy::new("bench", routes.subscribe(), settings.subscribe(), Arc::default());
             let _door = proxy.serve(listener);
             sender.send(address)?;
             std::future::pending().await

@@ -99,12 +99,18 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info", value_parser = log_filter)]
     pub log_level: String,
 
-    /// For the plugins' temporary files, and the record of sessions that are yet to be terminated
+    /// For the control sockets and the plugins' temporary files
     ///
-    /// [default: $RUNTIME_DIRECTORY, else /run/autossm for root, else $XDG_RUNTIME_DIR/autossm; the record in
-    /// $STATE_DIRECTORY where that is set]
+    /// [default: $RUNTIME_DIRECTORY, else /run/autossm for root, else $XDG_RUNTIME_DIR/autossm]
     #[arg(long, value_name = "DIR")]
     pub runtime_dir: Option<PathBuf>,
+
+    /// For the record of events, and of sessions that are yet to be terminated
+    ///
+    /// [default: that of --runtime-dir if it is given, else $STATE_DIRECTORY, else /var/lib/autossm for root, else
+    /// $XDG_STATE_HOME/autossm or ~/.local/state/autossm]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }
 
 const RUN_EXAMPLES: &str = "\

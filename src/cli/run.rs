@@ -5,6 +5,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::sys::resource::{Resource, setrlimit};
@@ -14,6 +15,8 @@ use tracing::{error, info};
 use super::{EXIT_CONFIG, EXIT_OS, EXIT_UNAVAILABLE, RunArgs};
 use crate::aws::sdk::Clients;
 use crate::config::{self, Tunnel};
+use crate::control::access::Access;
+use crate::control::place;
 use crate::driver::Shared;
 use crate::driver::folder::Folder;
 use crate::driver::service::Service;
@@ -26,11 +29,15 @@ use crate::systemd::notify;
 use crate::telemetry::recorder::Recorder;
 use crate::telemetry::{self, Format};
 
+/// A disk that does not take the last events in this time does not get them: systemd's patience is limited.
+const LAST_EVENTS: Duration = Duration::from_millis(500);
+
 /// Runs the tunnels; returns the exit status.
 pub fn run(args: &RunArgs) -> ExitCode {
     // Before a file is opened that could take a socket's number.
     let kept = fdstore::kept();
-    if let Err(error) = telemetry::init(args.log_format, &args.log_level, &Recorder::default()) {
+    let recorder = Recorder::default();
+    if let Err(error) = telemetry::init(args.log_format, &args.log_level, &recorder) {
         eprintln!("autossm: {error}");
         return ExitCode::from(EXIT_CONFIG);
     }
@@ -43,13 +50,13 @@ pub fn run(args: &RunArgs) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return os_fault(&error.into()),
     };
-    let code = runtime.block_on(serve(args, tunnels, kept));
+    let code = runtime.block_on(serve(args, tunnels, kept, &recorder));
     // A name look-up that hangs in a thread of its own must not keep the process.
     runtime.shutdown_background();
     code
 }
 
-async fn serve(args: &RunArgs, tunnels: Vec<Tunnel>, kept: Vec<Kept>) -> ExitCode {
+async fn serve(args: &RunArgs, tunnels: Vec<Tunnel>, kept: Vec<Kept>, recorder: &Recorder) -> ExitCode {
     let bound = match bind(tunnels, kept) {
         Ok(bound) => bound,
         Err(errors) => {
@@ -60,7 +67,7 @@ async fn serve(args: &RunArgs, tunnels: Vec<Tunnel>, kept: Vec<Kept>) -> ExitCod
             return ExitCode::from(EXIT_UNAVAILABLE);
         }
     };
-    let started = prepare(args).and_then(|shared| {
+    let started = prepare(args, recorder).and_then(|shared| {
         // First: from here on there is something to clean up.
         let signals = Signals::new().context("signal handlers")?;
         Ok((Tunnels::start(shared, bound).context("a tunnel's folder in the state directory")?, signals))
@@ -77,6 +84,8 @@ async fn serve(args: &RunArgs, tunnels: Vec<Tunnel>, kept: Vec<Kept>) -> ExitCod
     }
     info!(event = "stopping", "stopping");
     notify::stopping();
+    // The last line is theirs too.
+    let _histories = recorder.all();
     tunnels
         .stop(async {
             while signals.next().await != Request::Stop {}
@@ -84,6 +93,7 @@ async fn serve(args: &RunArgs, tunnels: Vec<Tunnel>, kept: Vec<Kept>) -> ExitCod
         })
         .await;
     info!(event = "stopped", "stopped");
+    recorder.flush(LAST_EVENTS).await;
     ExitCode::SUCCESS
 }
 
@@ -132,59 +142,81 @@ fn invalid(format: Format, text: &str) -> ExitCode {
 }
 
 /// Everything that all tunnels share, and a process that leaks no secret.
-fn prepare(args: &RunArgs) -> anyhow::Result<Shared> {
+fn prepare(args: &RunArgs, recorder: &Recorder) -> anyhow::Result<Shared> {
     // Tokens and keys are in this process's memory. A core file would write them to the disk, and so would another
     // process of the same user that attaches to this one; neither limit is enough by itself, because a core pattern
     // that is a pipe ignores the first.
     setrlimit(Resource::RLIMIT_CORE, 0, 0).context("core file limit")?;
     nix::sys::prctl::set_dumpable(false).context("PR_SET_DUMPABLE")?;
 
-    let runtime_dir = directory(args.runtime_dir.as_deref(), "RUNTIME_DIRECTORY", "/run", "XDG_RUNTIME_DIR")?;
-    let state_dir = match (&args.runtime_dir, std::env::var_os("STATE_DIRECTORY")) {
-        // The runtime directory goes when the service stops, and with the host.
-        (None, Some(given)) => PathBuf::from(given),
-        _ => runtime_dir.clone(),
-    };
-    make(&runtime_dir)?;
+    let runtime_dir = runtime_dir(args)?;
+    let state_dir = state_dir(args, &runtime_dir)?;
+    // Clients of a tunnel's sockets have to get there; what is secret has a folder of its own.
+    make(&runtime_dir, 0o755)?;
+    make(&state_dir, 0o750)?;
     // Of its own: several processes may share the runtime directory.
     let folder = Folder::make(&runtime_dir).context("a folder in the runtime directory")?;
     let authority = Authority::new().context("making the gateway's certificate authority")?;
-    make(&folder.certificates())?;
+    make(&folder.certificates(), 0o750)?;
     authority.write_certificate(&folder.certificates()).context("writing the gateway's certificate")?;
     Ok(Shared {
         clients: Arc::new(Clients::new(Environment::of_process())),
         versions: Arc::new(Versions::new()),
         authority: Arc::new(authority),
         folder: Arc::new(folder),
+        runtime_dir,
         state_dir,
+        access: Access::of_host(),
+        recorder: recorder.clone(),
     })
 }
 
 /// What was asked for, else what systemd gives, else the usual place for this user.
-fn directory(
-    asked: Option<&Path>,
-    from_systemd: &str,
-    for_root: &str,
-    from_session: &str,
-) -> anyhow::Result<PathBuf> {
-    if let Some(path) = asked {
-        return std::path::absolute(path).with_context(|| format!("{}", path.display()));
+fn runtime_dir(args: &RunArgs) -> anyhow::Result<PathBuf> {
+    if let Some(path) = &args.runtime_dir {
+        return absolute(path);
     }
-    if let Some(given) = std::env::var_os(from_systemd) {
-        // systemd separates several by colons; the unit has one.
-        return Ok(PathBuf::from(given));
+    // systemd separates several by colons; the unit has one.
+    if let Some(given) = given("RUNTIME_DIRECTORY") {
+        return Ok(given);
     }
     if nix::unistd::geteuid().is_root() {
-        return Ok(Path::new(for_root).join("autossm"));
+        return Ok(place::SYSTEM.into());
     }
-    let base = std::env::var_os(from_session).with_context(|| {
-        format!("there is no place for sockets: set {from_session}, or choose a directory with --runtime-dir")
-    })?;
-    Ok(Path::new(&base).join("autossm"))
+    let base = given("XDG_RUNTIME_DIR").context(
+        "there is no place for sockets: set XDG_RUNTIME_DIR, or choose a directory with --runtime-dir",
+    )?;
+    Ok(base.join("autossm"))
 }
 
-fn make(path: &Path) -> anyhow::Result<()> {
-    match std::fs::DirBuilder::new().recursive(true).mode(0o750).create(path) {
+/// The same for what outlives the process. Whoever chooses only the runtime directory has everything there.
+fn state_dir(args: &RunArgs, runtime_dir: &Path) -> anyhow::Result<PathBuf> {
+    if let Some(path) = &args.state_dir {
+        return absolute(path);
+    }
+    if args.runtime_dir.is_some() {
+        return Ok(runtime_dir.to_owned());
+    }
+    if let Some(given) = given("STATE_DIRECTORY") {
+        return Ok(given);
+    }
+    if nix::unistd::geteuid().is_root() {
+        return Ok("/var/lib/autossm".into());
+    }
+    let base = given("XDG_STATE_HOME").or_else(|| Some(given("HOME")?.join(".local/state")));
+    Ok(base.map_or_else(|| runtime_dir.to_owned(), |base| base.join("autossm")))
+}
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("{}", path.display()))
+}
+
+fn given(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+fn make(path: &Path, mode: u32) -> anyhow::Result<()> {
+    match std::fs::DirBuilder::new().recursive(true).mode(mode).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             Err(error).with_context(|| format!("making {}", path.display()))
         }

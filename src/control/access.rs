@@ -41,6 +41,12 @@ impl Access {
     }
 }
 
+/// A user's name, or the number where there is none.
+pub(super) fn name(user: u32) -> String {
+    let found = User::from_uid(Uid::from_raw(user)).ok().flatten();
+    found.map_or_else(|| format!("user {user}"), |user| user.name)
+}
+
 /// Whether the user has the group as a further one.
 fn is_member(user: Uid, group: Gid, wanted: Gid) -> bool {
     let name = User::from_uid(user).ok().flatten().and_then(|user| CString::new(user.name).ok());

@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tracing::debug;
 
-use super::access::{Access, GROUP};
+use super::access::{self, Access, GROUP};
 use super::place;
 use super::protocol::{ErrorCode, Line, MAX_REQUEST, Reply, Request, VERSION};
 use crate::socket_file::{self, SocketFile};
@@ -41,6 +41,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub struct Ask {
     /// What is asked.
     pub request: Request,
+    /// The user who asks, for the log.
+    pub by: String,
     /// Where the answer goes; whoever asked may have gone.
     pub answer: oneshot::Sender<Reply>,
 }
@@ -136,10 +138,11 @@ impl Shared {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((socket, _)) => {
-                        if let Some(refusal) = self.refusal(&socket, clients.len()) {
-                            refuse(&socket, refusal);
-                        } else {
-                            clients.spawn(self.clone().serve(socket));
+                        match self.admit(&socket, clients.len()) {
+                            Ok(user) => {
+                                clients.spawn(self.clone().serve(socket, user));
+                            }
+                            Err(refusal) => refuse(&socket, &refusal),
                         }
                     }
                     Err(error) => {
@@ -152,18 +155,25 @@ impl Shared {
         }
     }
 
-    fn refusal(&self, socket: &UnixStream, clients: usize) -> Option<Reply> {
-        if !socket.peer_cred().is_ok_and(|peer| self.access.admits(&peer)) {
-            let message = format!("only root, the daemon's user and members of the group {GROUP} may ask");
-            return Some(Reply::Error { code: ErrorCode::Denied, message });
+    /// Lets a client in by its number of user, or says why not.
+    fn admit(&self, socket: &UnixStream, clients: usize) -> Result<u32, Reply> {
+        let peer = socket.peer_cred().ok().filter(|peer| self.access.admits(peer));
+        match peer {
+            None => Err(Reply::Error {
+                code: ErrorCode::Denied,
+                message: format!("only root, the daemon's user and members of the group {GROUP} may ask"),
+            }),
+            Some(_) if clients >= MAX_CLIENTS => Err(Reply::Error {
+                code: ErrorCode::Busy,
+                message: format!(
+                    "{MAX_CLIENTS} clients are connected already; close one, or try again later"
+                ),
+            }),
+            Some(peer) => Ok(peer.uid()),
         }
-        (clients >= MAX_CLIENTS).then(|| Reply::Error {
-            code: ErrorCode::Busy,
-            message: format!("{MAX_CLIENTS} clients are connected already; close one, or try again later"),
-        })
     }
 
-    async fn serve(self: Arc<Self>, socket: UnixStream) {
+    async fn serve(self: Arc<Self>, socket: UnixStream, user: u32) {
         let (reader, mut writer) = socket.into_split();
         let mut lines = FramedRead::new(reader, LinesCodec::new_with_max_length(MAX_REQUEST));
         while let Ok(Some(line)) = timeout(IDLE, lines.next()).await {
@@ -172,7 +182,7 @@ impl Shared {
                     let selection = Selection { since, after, last };
                     self.events(selection, follow, &mut lines, &mut writer).await
                 }
-                Ok(request) => send(&mut writer, &self.ask(request).await).await,
+                Ok(request) => send(&mut writer, &self.ask(request, user).await).await,
                 Err(refusal) => {
                     let _ = send(&mut writer, &refusal).await;
                     Err(Over)
@@ -185,9 +195,10 @@ impl Shared {
     }
 
     /// Passes a question on to the tunnel.
-    async fn ask(&self, request: Request) -> Reply {
+    async fn ask(&self, request: Request, user: u32) -> Reply {
         let (answer, answered) = oneshot::channel();
-        let ask = Ask { request, answer };
+        let by = if request == Request::Status { String::new() } else { access::name(user) };
+        let ask = Ask { request, by, answer };
         let asked = async {
             self.asks.send(ask).await.is_ok().then_some(())?;
             answered.await.ok()
@@ -279,8 +290,8 @@ fn unreadable(error: &LinesCodecError) -> Reply {
 }
 
 /// Says why, to a client that is not waited for.
-fn refuse(socket: &UnixStream, refusal: Reply) {
-    if let Ok(text) = text(&refusal) {
+fn refuse(socket: &UnixStream, refusal: &Reply) {
+    if let Ok(text) = text(refusal) {
         // Nothing is in its way yet: it is taken at once.
         let _ = socket.try_write(&text);
     }

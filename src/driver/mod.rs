@@ -1,10 +1,14 @@
 //! A task per tunnel: events in, actions out. It decides nothing; what it waits for, it waits for in tasks of their
 //! own, so that a request to stop is never queued behind slow work.
 
+mod describe;
 pub mod folder;
 mod line;
+mod numbers;
 mod record;
 mod report;
+mod requests;
+mod seen;
 pub mod service;
 mod session;
 pub mod snapshot;
@@ -22,18 +26,26 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
+use crate::aws::api::Api;
 use crate::aws::sdk::Clients;
 use crate::aws::target;
 use crate::config::{self, GatewayMode};
+use crate::control::access::Access;
+use crate::control::place;
+use crate::control::server::{Ask, Server};
 use crate::gateway::Authority;
 use crate::plugin::find::find;
 use crate::plugin::process::Running;
 use crate::plugin::version::Versions;
-use crate::proxy::Route;
+use crate::proxy::{Route, Stats};
+use crate::telemetry::history::History;
+use crate::telemetry::recorder::{HISTORY, Recorder};
 use crate::tunnel::failure::Failure;
 use crate::tunnel::status::State;
 use crate::tunnel::{Action, Event, Generation, Report, SessionEvent, Settings, Tunnel};
+use describe::Clock;
 use folder::Folder;
+use numbers::Numbers;
 use record::Record;
 #[cfg(any(test, fuzzing))]
 pub(crate) use record::fuzz as fuzz_record;
@@ -55,8 +67,14 @@ pub struct Shared {
     pub authority: Arc<Authority>,
     /// The process's own, with the authority's certificate and the plugins' folders; removed with the last user of it.
     pub folder: Arc<Folder>,
-    /// Below it each tunnel has a folder, with its record of sessions.
+    /// Below it each tunnel has a folder, with its control socket.
+    pub runtime_dir: PathBuf,
+    /// Below it each tunnel has a folder, with its record of sessions and its events.
     pub state_dir: PathBuf,
+    /// Who may use the control sockets.
+    pub access: Access,
+    /// Takes the log's events.
+    pub recorder: Recorder,
 }
 
 /// What a running tunnel is told.
@@ -85,6 +103,17 @@ pub struct Driver {
     commands: mpsc::Receiver<Command>,
     routes: watch::Sender<Vec<Arc<Route>>>,
     snapshot: watch::Sender<Snapshot>,
+    /// What comes over the control socket.
+    asks: mpsc::Receiver<Ask>,
+    /// What its clients meet.
+    stats: Arc<Stats>,
+    history: Arc<History>,
+    numbers: Numbers,
+    /// The last round trip to an agent, of any session.
+    round_trip: Option<Duration>,
+    /// The identity that the last session was started with.
+    api: Option<Arc<dyn Api>>,
+    clock: Clock,
 }
 
 /// The driver's outside: what others hold of a running tunnel.
@@ -95,6 +124,10 @@ pub struct Handle {
     pub routes: watch::Receiver<Vec<Arc<Route>>>,
     /// What the tunnel is doing.
     pub snapshot: watch::Receiver<Snapshot>,
+    /// To be filled by whoever serves its clients.
+    pub stats: Arc<Stats>,
+    /// Its control socket, where one could be had.
+    pub control: Option<Server>,
 }
 
 impl Driver {
@@ -103,19 +136,30 @@ impl Driver {
     /// # Errors
     /// The tunnel's folder in the state directory cannot be made.
     pub fn new(shared: Shared, config: config::Tunnel) -> io::Result<(Self, Handle)> {
-        let record = Record::open(shared.state_dir.join(&config.name))?;
+        let state_folder = shared.state_dir.join(&config.name);
+        let record = Record::open(&state_folder)?;
+        let history = shared.recorder.open(&config.name, &state_folder);
+        let stats = Arc::<Stats>::default();
+        let (ask_sender, asks) = mpsc::channel(8);
+        let control = open_control(&shared, &config.name, ask_sender, history.clone());
         let core = Tunnel::new(settings(&config));
         let (sender, messages) = mpsc::channel(MESSAGES);
         let (command_sender, commands) = mpsc::channel(8);
         let (routes, routes_receiver) = watch::channel(Vec::new());
         let (snapshot, snapshot_receiver) = watch::channel(Snapshot::new(core.status(), Instant::now()));
-        let handle =
-            Handle { commands: command_sender, routes: routes_receiver, snapshot: snapshot_receiver };
+        let began = Instant::now();
+        let handle = Handle {
+            commands: command_sender,
+            routes: routes_receiver,
+            snapshot: snapshot_receiver,
+            stats: stats.clone(),
+            control,
+        };
         let driver = Self {
             shared,
             config: Arc::new(config),
             core,
-            began: Instant::now(),
+            began,
             sessions: HashMap::new(),
             record,
             sender,
@@ -123,12 +167,20 @@ impl Driver {
             commands,
             routes,
             snapshot,
+            asks,
+            stats,
+            history,
+            numbers: Numbers::default(),
+            round_trip: None,
+            api: None,
+            clock: Clock::new(began),
         };
         Ok((driver, handle))
     }
 
     /// Keeps the tunnel up; returns when it was told to stop and nothing of it is left.
     pub async fn run(mut self) {
+        self.tell_begin();
         self.tell_mode();
         self.handle(Event::Tick);
         while self.snapshot.borrow().status.state != State::Stopped {
@@ -136,6 +188,7 @@ impl Driver {
             let event = tokio::select! {
                 Some(command) = self.commands.recv() => self.command(command),
                 Some(message) = self.messages.recv() => self.message(message),
+                Some(ask) = self.asks.recv() => self.asked(ask),
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Some(Event::Tick),
             };
             if let Some(event) = event {
@@ -194,15 +247,20 @@ impl Driver {
                     "session started with {}",
                     begun.target
                 );
+                self.api = Some(begun.api.clone());
                 session.begun = Some(*begun);
                 (generation, SessionEvent::Started)
             }
             Message::Begun(generation, Err(failure)) => (generation, SessionEvent::StartFailed(failure)),
             Message::Gateway(generation, event) => {
+                self.saw(generation, &event);
                 (generation, self.sessions.get_mut(&generation)?.gateway_event(&self.config, event)?)
             }
             Message::Plugin(generation, event) => {
+                let observed = self.config.gateway == GatewayMode::Observe;
+                self.numbers.plugin(&event, observed);
                 let session = self.sessions.get_mut(&generation)?;
+                session.seen.plugin(&event, observed);
                 (generation, session.plugin_event(&self.config, event, generation, &self.sender)?)
             }
             Message::Connections(generation, open) => (generation, SessionEvent::Connections(open)),
@@ -228,7 +286,10 @@ impl Driver {
         let serving =
             serving.filter_map(|session| Some(self.sessions.get(&session.generation)?.id().to_owned()));
         let serving = serving.collect();
-        self.snapshot.send_if_modified(|snapshot| snapshot.update(status, serving, self.began));
+        let before = self.snapshot.borrow().clone();
+        if self.snapshot.send_if_modified(|snapshot| snapshot.update(status, serving, self.began)) {
+            self.tell_state(&before);
+        }
     }
 
     fn perform(&mut self, action: Action) -> Option<Event> {
@@ -269,6 +330,7 @@ impl Driver {
                     });
                 }
                 let session = self.sessions.get(&report::generation(&report));
+                self.numbers.report(&report, session.map(|session| &session.seen));
                 if let (Report::Ended { cut, .. }, Some(route)) =
                     (&mut report, session.and_then(|s| s.route.as_ref()))
                 {
@@ -361,6 +423,30 @@ impl Driver {
                     }
                 }
             });
+        }
+    }
+}
+
+/// A tunnel goes on without its control socket: nothing that it does depends on it.
+fn open_control(
+    shared: &Shared,
+    tunnel: &str,
+    asks: mpsc::Sender<Ask>,
+    history: Arc<History>,
+) -> Option<Server> {
+    let folder = place::folder(&shared.runtime_dir, tunnel);
+    match Server::open(&folder, &shared.access, asks, history) {
+        Ok(server) => Some(server),
+        Err(error) => {
+            let path = folder.join(place::FILE).display().to_string();
+            warn!(
+                tunnel,
+                event = "control_failed",
+                path,
+                reason = %error,
+                "no control socket at {path}: {error}; `autossm status` does not see this tunnel"
+            );
+            None
         }
     }
 }

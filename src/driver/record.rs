@@ -2,7 +2,7 @@
 //! crash or a hanging service has left there. Only ever its own, never "all sessions of this target".
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A file name's limit on every file system of Linux, in bytes.
 const LONGEST_NAME: usize = 255;
@@ -20,7 +20,7 @@ impl Record {
     ///
     /// # Errors
     /// The folder cannot be made.
-    pub(super) fn open(tunnel_folder: PathBuf) -> io::Result<Self> {
+    pub(super) fn open(tunnel_folder: &Path) -> io::Result<Self> {
         let folder = tunnel_folder.join("sessions");
         std::fs::create_dir_all(&folder)?;
         Ok(Self { folder })
@@ -105,10 +105,10 @@ mod tests {
     #[test]
     fn survives_the_process_that_wrote_it() {
         let folder = tempfile::tempdir().unwrap();
-        let record = Record::open(folder.path().join("db")).unwrap();
+        let record = Record::open(&folder.path().join("db")).unwrap();
         record.add("user-0123").unwrap();
         record.add("../../escape").unwrap();
-        let again = Record::open(folder.path().join("db")).unwrap();
+        let again = Record::open(&folder.path().join("db")).unwrap();
         let mut sessions = again.sessions().unwrap();
         sessions.sort();
         assert_eq!(sessions, ["../../escape", "user-0123"]);
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn ids_that_no_file_can_have_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let record = Record::open(folder.path().join("db")).unwrap();
+        let record = Record::open(&folder.path().join("db")).unwrap();
         for id in ["", &"x".repeat(256), &"/".repeat(86)] {
             assert_eq!(record.add(id).unwrap_err().kind(), io::ErrorKind::InvalidFilename);
         }
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn files_of_others_are_left_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let record = Record::open(folder.path().join("db")).unwrap();
+        let record = Record::open(&folder.path().join("db")).unwrap();
         for name in [".swp", "a b", "%2f", "%", "%zz", "x%41", "lost+found~"] {
             std::fs::write(folder.path().join("db/sessions").join(name), b"").unwrap();
         }

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::Shared;
+use super::seen::Seen;
 use crate::aws::api::{Api, StartRequest, StartedSession};
 use crate::config::{self, GatewayMode};
 use crate::gateway::ledger::Ledger;
@@ -48,6 +49,7 @@ pub(super) struct Session {
     pub begun: Option<Begun>,
     pub plugin: Option<Running>,
     pub route: Option<Arc<Route>>,
+    pub seen: Seen,
     gateway: Option<Gateway>,
     ledger: Arc<Ledger>,
     /// The data channel was closed and is not open again yet.

@@ -17,6 +17,7 @@ use super::service::View;
 use super::snapshot::Snapshot;
 use super::{Command, Driver, Shared};
 use crate::config::{self, Listen};
+use crate::control::server::Server;
 use crate::proxy::{self, BindError, Door, Listener, Proxy};
 use crate::systemd::fdstore::{self, Kept};
 
@@ -134,6 +135,8 @@ struct Running {
     commands: mpsc::Sender<Command>,
     snapshot: watch::Receiver<Snapshot>,
     driver: JoinHandle<()>,
+    /// Served until everything has ended: how a stop gets on can be seen.
+    control: Option<Server>,
 }
 
 impl Tunnels {
@@ -170,15 +173,15 @@ impl Tunnels {
         let Bound { config, addresses } = bound;
         let (driver, handle) = Driver::new(self.shared.clone(), config.clone())?;
         let (proxy_settings, settings) = watch::channel(proxy::Settings::from(&config));
-        let proxy = Proxy::new(config.name.as_str(), handle.routes, settings);
+        let proxy = Proxy::new(config.name.as_str(), handle.routes, settings, handle.stats);
         let doors = addresses.into_iter().map(|address| serve(&config.name, &proxy, address)).collect();
-        let (commands, snapshot) = (handle.commands, handle.snapshot);
+        let (commands, snapshot, control) = (handle.commands, handle.snapshot, handle.control);
         let name = config.name.clone();
         if self.known.insert(name.clone()) {
             driver.terminate_leftovers();
         }
         let driver = tokio::spawn(driver.run());
-        let running = Running { config, proxy, proxy_settings, doors, commands, snapshot, driver };
+        let running = Running { config, proxy, proxy_settings, doors, commands, snapshot, driver, control };
         self.running.insert(name, running);
         Ok(())
     }
@@ -277,6 +280,8 @@ impl Tunnels {
         for (address, door) in running.doors.drain() {
             close(name, &address, door).await;
         }
+        // Its name may come back while it drains, and with it another socket.
+        running.control = None;
         let drain = running.config.drain;
         self.leave(running, drain);
     }
@@ -347,6 +352,7 @@ impl Running {
 
     /// Ends it: no new clients, and `grace` for the open ones, or less if the driver is told so meanwhile.
     async fn stop(self, grace: Duration) {
+        let _control = self.control;
         let _ = self.commands.send(Command::Stop(grace)).await;
         let mut driver = self.driver;
         let ended = tokio::select! {

@@ -93,15 +93,13 @@ pub(super) async fn connect(proxy: &Arc<Proxy>, client: &Client, has_sent: bool)
     };
 
     let waited = came.elapsed();
-    proxy.stats.count(|counts| match result {
-        Ok(_) if held.is_some() => {
-            counts.released += 1;
-            counts.longest_hold = counts.longest_hold.max(waited);
-        }
-        Err(Refusal::TimedOut) => counts.timed_out += 1,
-        Err(Refusal::Gone) => counts.gone += 1,
-        _ => {}
-    });
+    match result {
+        Ok(_) if held.is_some() => proxy.stats.released(waited),
+        Err(Refusal::TimedOut) => proxy.stats.count(|counts| counts.timed_out += 1),
+        Err(Refusal::Gone) => proxy.stats.count(|counts| counts.gone += 1),
+        Err(Refusal::Stopping) => proxy.stats.count(|counts| counts.stopped += 1),
+        Ok(_) | Err(Refusal::TooMany) => {}
+    }
     if held.is_some()
         && let Some(outage) = proxy.outage.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
     {

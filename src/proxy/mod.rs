@@ -86,17 +86,18 @@ pub struct Proxy {
 
 impl Proxy {
     /// The clients of `tunnel`, which go to the `routes` that are published at the time. Nothing is accepted before
-    /// [`Self::serve`].
+    /// [`Self::serve`]. What becomes of them is counted in `stats`.
     pub fn new(
         tunnel: impl Into<String>,
         routes: watch::Receiver<Vec<Arc<Route>>>,
         settings: watch::Receiver<Settings>,
+        stats: Arc<Stats>,
     ) -> Arc<Self> {
         Arc::new(Self {
             tunnel: tunnel.into(),
             routes,
             settings,
-            stats: Arc::default(),
+            stats,
             outage: Mutex::default(),
             stopping: CancellationToken::new(),
             deadline: CancellationToken::new(),
@@ -173,6 +174,7 @@ impl Proxy {
     /// One client, from its acceptance to its end.
     async fn carry(self: Arc<Self>, client: Client, _place: Place) {
         let mut carried = Vec::new();
+        let mut first = true;
         let (end, link) = loop {
             let link = match hold::connect(&self, &client, !carried.is_empty()).await {
                 Ok(link) => link,
@@ -181,6 +183,9 @@ impl Proxy {
                 }
                 Err(Refusal::Gone | Refusal::TimedOut | Refusal::Stopping) => return,
             };
+            if std::mem::take(&mut first) {
+                self.stats.count(|counts| counts.connected += 1);
+            }
             match pump::run(&client, &link, &mut carried, &self.settings, &self.stats, &self.deadline).await {
                 End::Moved => self.stats.count(|counts| counts.moved += 1),
                 end => break (end, link),
@@ -189,12 +194,13 @@ impl Proxy {
         // It counts as open until it is known whether it was cut with its session.
         let link = (end == End::PluginClosed).then_some(link);
         match end {
-            End::ClientGone | End::Moved => {}
+            End::ClientGone | End::Moved => self.stats.count(|counts| counts.completed += 1),
             End::Stopped => self.stats.count(|counts| counts.cut += 1),
             End::Finished | End::Cut => {
-                if end == End::Cut {
-                    self.stats.count(|counts| counts.cut += 1);
-                }
+                self.stats.count(|counts| match end {
+                    End::Cut => counts.cut += 1,
+                    _ => counts.completed += 1,
+                });
                 self.finish(&client).await;
             }
             End::PluginClosed => {
@@ -211,14 +217,14 @@ impl Proxy {
         }
     }
 
-    /// Counts the connection as cut if its session is over within a moment.
+    /// Counts the connection as cut if its session is over within a moment, else as completed.
     async fn await_news(&self, link: Option<Link>) {
         let Some(link) = link else { return };
         tokio::select! {
             biased;
             () = link.route().ended.cancelled() => self.stats.count(|counts| counts.cut += 1),
-            () = self.deadline.cancelled() => {}
-            () = tokio::time::sleep(pump::NEWS) => {}
+            () = self.deadline.cancelled() => self.stats.count(|counts| counts.completed += 1),
+            () = tokio::time::sleep(pump::NEWS) => self.stats.count(|counts| counts.completed += 1),
         }
     }
 

@@ -28,7 +28,7 @@ impl Rig {
     pub fn new(settings: Settings) -> Self {
         let settings = watch::Sender::new(settings);
         let routes = watch::Sender::new(Vec::new());
-        let proxy = Proxy::new("test", routes.subscribe(), settings.subscribe());
+        let proxy = Proxy::new("test", routes.subscribe(), settings.subscribe(), Arc::default());
         let listener = Listener::bind(&Listen::Tcp(([127, 0, 0, 1], 0).into())).unwrap();
         let address = listener.local_addr().unwrap();
         proxy.serve(listener);

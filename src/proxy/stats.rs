@@ -6,11 +6,20 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::control::protocol;
+use crate::telemetry::histogram::{HOLD, Histogram};
+
 /// A tunnel's numbers at one moment. Those without "now" count since the tunnel was begun.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Clients let in.
     pub accepted: u64,
+    /// Clients that have got a session.
+    pub connected: u64,
+    /// Connections that their client or the destination has ended.
+    pub completed: u64,
+    /// Clients that waited when the tunnel was stopped.
+    pub stopped: u64,
     /// Clients closed at once because `max_connections` were open or `max_held` waited.
     pub over_limit: u64,
     /// Times that a client could not be accepted (for example because the process had no file descriptor left).
@@ -38,11 +47,19 @@ pub struct Counts {
 }
 
 /// Keeps the numbers. The bytes are apart from the rest, so that moving them wakes nobody.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Stats {
     counts: watch::Sender<Counts>,
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
+    hold: Histogram,
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        let (bytes_up, bytes_down) = Default::default();
+        Self { counts: watch::Sender::default(), bytes_up, bytes_down, hold: Histogram::new(HOLD) }
+    }
 }
 
 impl Stats {
@@ -57,6 +74,19 @@ impl Stats {
     /// The numbers as they change; `bytes_up` and `bytes_down` stay 0 in these.
     pub fn subscribe(&self) -> watch::Receiver<Counts> {
         self.counts.subscribe()
+    }
+
+    /// How long clients waited that got a session.
+    pub fn hold_seconds(&self) -> protocol::Histogram {
+        self.hold.read()
+    }
+
+    pub(super) fn released(&self, after: Duration) {
+        self.hold.observe(after);
+        self.count(|counts| {
+            counts.released += 1;
+            counts.longest_hold = counts.longest_hold.max(after);
+        });
     }
 
     pub(super) fn count(&self, change: impl FnOnce(&mut Counts)) {

@@ -416,6 +416,39 @@ pub static ENTRIES: &[Entry] = &[
                level).",
     },
     Entry {
+        event: "begun",
+        id: "e96f991a5193462d856d3bb18aa42745",
+        subject: "The daemon runs a tunnel",
+        text: "Written for the record of events: whatever was before in tunnel @AUTOSSM_TUNNEL@ is over, said\n\
+               or not. The process is a new one, of version @AUTOSSM_VERSION@.\n\n\
+               Nothing has to be done. Two of these without 'stopped' between them: the process was killed.",
+    },
+    Entry {
+        event: "state",
+        id: "93dac0e7ece848cfa40c45949051dfdd",
+        subject: "A tunnel's state has changed",
+        text: "Written for the record of events, from which the past is drawn: tunnel @AUTOSSM_TUNNEL@ is\n\
+               @AUTOSSM_STATE@ now.\n\n\
+               Nothing has to be done; why it is so, the lines before it say.",
+    },
+    Entry {
+        event: "requested",
+        id: "be10132455f4425a917bcc35d0905750",
+        subject: "Somebody has given a command",
+        text: "Over the control socket @AUTOSSM_BY@ has asked tunnel @AUTOSSM_TUNNEL@ for\n\
+               '@AUTOSSM_COMMAND@'.\n\n\
+               Nothing has to be done. After 'drain' clients are held until somebody asks for 'resume', or the\n\
+               daemon is started anew.",
+    },
+    Entry {
+        event: "control_failed",
+        id: "8f1aabea07074f94a535879917c9dbed",
+        subject: "A tunnel has no control socket",
+        text: "@AUTOSSM_PATH@ cannot be served: @AUTOSSM_REASON@. The tunnel is not concerned, but\n\
+               `autossm status` and the other commands do not reach it.\n\n\
+               Look whether another daemon runs the same tunnel, and who owns the folder; then restart.",
+    },
+    Entry {
         event: "record_failed",
         id: "66a1c4859b554cadabdf4849ae3694cc",
         subject: "Events cannot be recorded",

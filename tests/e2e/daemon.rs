@@ -140,6 +140,8 @@ impl Daemon {
             .arg(folder.path().join("config.toml"))
             .arg("--runtime-dir")
             .arg(folder.path().join("run"))
+            .arg("--state-dir")
+            .arg(folder.path().join("state"))
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("AWS_ACCESS_KEY_ID", "AKIDTESTTESTTESTTEST")
             .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
@@ -238,7 +240,10 @@ impl Daemon {
         for plugin in plugins {
             assert!(kill(plugin, None).is_err(), "the plugin {plugin} is still there");
         }
-        let left = files(&self.folder.path().join("run")).unwrap();
+        let mut left = files(&self.folder.path().join("run")).unwrap();
+        // The record of events stays; that of sessions at the service must be empty.
+        left.extend(files(&self.folder.path().join("state")).unwrap());
+        left.retain(|path| path.extension().is_none_or(|extension| extension != "jsonl"));
         assert!(left.is_empty(), "left behind: {left:?}");
         assert!(
             lab.status().sessions.is_empty(),

@@ -1,0 +1,157 @@
+//! What was seen of one session, for those who look at it over the control socket.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::gateway;
+use crate::plugin::output::Output;
+use crate::plugin::process;
+use crate::tunnel::failure::Failure;
+
+/// One session's facts, each as new as the last event about it.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub agent_version: Option<String>,
+    pub encrypted: Option<bool>,
+    pub round_trip: Option<Duration>,
+    /// How often its data channel was opened again.
+    pub resumes: u64,
+    /// Its data channel is down.
+    pub down: Option<Down>,
+    /// Its plugin is gone.
+    pub exited: bool,
+    /// What it was lost by, if anything.
+    pub lost_by: Option<LostBy>,
+}
+
+/// A data channel that is down.
+#[derive(Debug)]
+pub(super) struct Down {
+    pub reason: String,
+    pub failed_attempts: u64,
+    pub failure: Option<(Instant, Failure)>,
+}
+
+/// What ends sessions without anybody's having wanted it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LostBy {
+    PluginExited,
+    PluginKilled,
+    PluginHung,
+    Service,
+}
+
+impl LostBy {
+    /// A word of `END_REASONS` of the protocol.
+    pub(super) fn end_reason(self) -> &'static str {
+        match self {
+            Self::PluginExited | Self::PluginKilled => "plugin_exited",
+            Self::PluginHung => "plugin_hung",
+            Self::Service => "service",
+        }
+    }
+
+    /// A word of its `PLUGIN_ENDS`, where the plugin is to blame.
+    pub(super) fn plugin_end(self) -> Option<&'static str> {
+        match self {
+            Self::PluginExited => Some("exited"),
+            Self::PluginKilled => Some("killed"),
+            Self::PluginHung => Some("hung"),
+            Self::Service => None,
+        }
+    }
+}
+
+impl Seen {
+    /// Takes in what the gateway saw.
+    pub(super) fn gateway(&mut self, event: &gateway::Event) {
+        match event {
+            gateway::Event::Handshake { agent_version, encrypted, .. } => {
+                self.agent_version = Some(agent_version.clone());
+                self.encrypted = Some(*encrypted);
+            }
+            gateway::Event::ChannelClosed { reason, .. } => self.closed(reason),
+            // In `observe` mode every opening looks like the first.
+            gateway::Event::ChannelOpened | gateway::Event::ChannelResumed { .. } => self.resumed(),
+            gateway::Event::ResumeFailed(failure) => {
+                if let Some(down) = &mut self.down {
+                    down.failed_attempts += 1;
+                    down.failure = Some((Instant::now(), failure.clone()));
+                }
+            }
+            gateway::Event::RoundTrip(took) => self.round_trip = Some(*took),
+            gateway::Event::PluginHung { .. } => self.lost(LostBy::PluginHung),
+            gateway::Event::SessionEnded { .. } => self.lost(LostBy::Service),
+            _ => {}
+        }
+    }
+
+    /// Takes in what the plugin said or did. Of the data channel only where nobody knows better: in `observe` mode.
+    pub(super) fn plugin(&mut self, event: &process::Event, observed: bool) {
+        match event {
+            process::Event::Exited { status, .. } => {
+                self.exited = true;
+                let killed = status.is_some_and(|status| status.signal().is_some());
+                self.lost(if killed { LostBy::PluginKilled } else { LostBy::PluginExited });
+            }
+            process::Event::Stopped => self.lost(LostBy::PluginHung),
+            process::Event::Output(Output::SessionClosed { .. }) => self.lost(LostBy::Service),
+            process::Event::Output(Output::ChannelClosed { reason, .. }) if observed => self.closed(reason),
+            process::Event::Output(Output::Reconnected) if observed => self.resumed(),
+            process::Event::Output(Output::DataTimeout) if observed => self.lost(LostBy::PluginHung),
+            process::Event::Output(_) => {}
+        }
+    }
+
+    fn closed(&mut self, reason: &str) {
+        let down = || Down { reason: reason.to_owned(), failed_attempts: 0, failure: None };
+        self.down.get_or_insert_with(down);
+    }
+
+    fn resumed(&mut self) {
+        if self.down.take().is_some() {
+            self.resumes += 1;
+        }
+    }
+
+    /// The first cause is the cause: what follows from it comes later.
+    fn lost(&mut self, by: LostBy) {
+        self.lost_by.get_or_insert(by);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::protocol::words;
+    use crate::tunnel::failure::Class;
+
+    #[test]
+    fn an_interruption_is_counted_once_however_it_is_told() {
+        let mut seen = Seen::default();
+        seen.gateway(&gateway::Event::ChannelOpened);
+        assert_eq!(seen.resumes, 0);
+        let closed = |reason: &str| gateway::Event::ChannelClosed { code: Some(1000), reason: reason.into() };
+        seen.gateway(&closed("Bye"));
+        seen.gateway(&gateway::Event::ResumeFailed(Failure::new(Class::Network, "500")));
+        seen.gateway(&closed("again"));
+        let down = seen.down.as_ref().unwrap();
+        assert_eq!((down.reason.as_str(), down.failed_attempts), ("Bye", 1));
+        seen.gateway(&gateway::Event::ChannelResumed { after: Duration::ZERO, attempts: 2 });
+        assert_eq!((seen.resumes, seen.down.is_none()), (1, true));
+    }
+
+    #[test]
+    fn the_first_cause_of_a_loss_is_kept_and_its_words_are_known() {
+        let mut seen = Seen::default();
+        seen.gateway(&gateway::Event::PluginHung { reason: "silent".into() });
+        seen.plugin(&process::Event::Exited { words: None, status: None }, false);
+        assert_eq!(seen.lost_by, Some(LostBy::PluginHung));
+        for by in [LostBy::PluginExited, LostBy::PluginKilled, LostBy::PluginHung, LostBy::Service] {
+            assert!(words::END_REASONS.contains(&by.end_reason()));
+            assert!(by.plugin_end().is_none_or(|word| words::PLUGIN_ENDS.contains(&word)));
+        }
+    }
+}
