@@ -13,6 +13,7 @@ pub mod service;
 mod session;
 pub mod snapshot;
 pub mod tunnels;
+mod usage;
 
 use std::collections::HashMap;
 use std::io;
@@ -98,6 +99,8 @@ pub struct Driver {
     began: Instant,
     sessions: HashMap<Generation, Session>,
     record: Record,
+    /// Of this process, given up while the service terminated nothing.
+    left: Vec<String>,
     sender: mpsc::Sender<Message>,
     messages: mpsc::Receiver<Message>,
     commands: mpsc::Receiver<Command>,
@@ -162,6 +165,7 @@ impl Driver {
             began,
             sessions: HashMap::new(),
             record,
+            left: Vec::new(),
             sender,
             messages,
             commands,
@@ -323,6 +327,12 @@ impl Driver {
             Action::Forget(generation) => self.forget(generation, true),
             Action::LeaveRecorded(generation) => self.forget(generation, false),
             Action::Report(mut report) => {
+                if let Report::Ready(..) = report {
+                    // The service answers.
+                    let recorded = self.record.sessions().unwrap_or_default();
+                    self.left.retain(|session| recorded.contains(session));
+                    self.terminate_left(self.left.clone());
+                }
                 if let Report::Resumed(_, after, _) = report {
                     self.snapshot.send_modify(|snapshot| {
                         snapshot.resumed += 1;
@@ -376,10 +386,12 @@ impl Driver {
 
     fn forget(&mut self, generation: Generation, over: bool) {
         let Some(session) = self.sessions.remove(&generation) else { return };
-        if over
-            && !session.id().is_empty()
-            && let Err(error) = self.record.remove(session.id())
-        {
+        if session.id().is_empty() {
+            return;
+        }
+        if !over {
+            self.left.push(session.id().to_owned());
+        } else if let Err(error) = self.record.remove(session.id()) {
             warn!(tunnel = self.config.name, session = session.id(), %error, "the session's record stays");
         }
     }
@@ -394,7 +406,12 @@ impl Driver {
                 return;
             }
         };
-        for id in leftovers {
+        self.terminate_left(leftovers);
+    }
+
+    /// Tries once for each. What fails stays on record.
+    fn terminate_left(&self, sessions: Vec<String>) {
+        for id in sessions {
             let (config, clients, record) =
                 (self.config.clone(), self.shared.clients.clone(), self.record.clone());
             tokio::spawn(async move {
@@ -406,19 +423,14 @@ impl Driver {
                 match result {
                     Ok(()) => {
                         let _ = record.remove(&id);
-                        info!(
-                            tunnel,
-                            session,
-                            event = "leftover",
-                            "session of an earlier process terminated"
-                        );
+                        info!(tunnel, session, event = "leftover", "session that was left behind terminated");
                     }
                     Err(failure) => {
                         warn!(
                             tunnel,
                             session,
                             reason = failure.text,
-                            "session of an earlier process not terminated"
+                            "session that was left behind not terminated"
                         );
                     }
                 }

@@ -138,7 +138,7 @@ pub(super) fn write(tunnel: &str, session: &str, report: &Report) {
                 session,
                 event = "not_terminated",
                 reason,
-                "could not be terminated ({reason}); the next start tries again"
+                "could not be terminated ({reason}); tried again when the next session is ready"
             );
         }
     }

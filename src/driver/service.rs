@@ -13,6 +13,7 @@ use tracing::error;
 use super::Command;
 use super::line::{self, line};
 use super::snapshot::Snapshot;
+use super::usage;
 use crate::proxy::Stats;
 use crate::systemd::notify;
 
@@ -46,6 +47,9 @@ impl Service {
     pub fn start(views: watch::Receiver<Vec<View>>) -> Self {
         let (refusal, refused) = watch::channel(None);
         let mut service = Self { ready: Arc::default(), refusal, tasks: JoinSet::new() };
+        if usage::is_wanted() {
+            service.tasks.spawn(usage::tell());
+        }
         if notify::is_wanted() {
             let ready = service.ready.clone();
             let (starting, mut stopping, at_ready) = (views.borrow().clone(), views.clone(), views.clone());

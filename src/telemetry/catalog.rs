@@ -231,10 +231,10 @@ pub static ENTRIES: &[Entry] = &[
     Entry {
         event: "leftover",
         id: "09979642bd3747358685767cc0f7aa2e",
-        subject: "A session of an earlier process was terminated",
+        subject: "A session that was left behind was terminated",
         text: "A process that was killed had left session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ at\n\
-               the service.\n\n\
-               Nothing has to be done here. Look further up why that process ended.",
+               the service; or this one had, because the service terminated nothing at the time.\n\n\
+               Nothing has to be done here. Look further up why that was.",
     },
     Entry {
         event: "destination_failed",
@@ -480,6 +480,15 @@ pub static ENTRIES: &[Entry] = &[
                written at the level debug, for whoever looks into a problem; what follows from it,\n\
                autossm says in lines of its own.\n\n\
                Nothing has to be done.",
+    },
+    Entry {
+        event: "usage",
+        id: "32466461b6c34cda9fa03af5e8eca61b",
+        subject: "What the process has open",
+        text: "The daemon's tasks and file descriptors, every second, where the level trace is asked for:\n\
+               `--log-level info,autossm::driver::usage=trace`.\n\n\
+               Both go up and down with connections and sessions. Numbers that only grow, with no\n\
+               connection open, are a fault worth a report.",
     },
 ];
 

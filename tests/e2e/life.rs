@@ -129,6 +129,24 @@ async fn stopping_ends_whatever_hangs() {
     daemon.stop(&lab).await;
 }
 
+/// The service terminates nothing for longer than is tried. The daemon may run for months until it is started again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_could_not_be_terminated_is_when_the_service_answers_again() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let daemon = Daemon::echo(&lab, "").await;
+    let left = lab.sessions().remove(0);
+    let denied = Fault::Api(Call::Terminate, ApiFault::Denied);
+    lab.set(denied);
+    kill(daemon.plugin().await, Signal::SIGKILL).unwrap();
+    daemon.event("not_terminated").await;
+    assert!(lab.sessions().contains(&left));
+    lab.clear(denied);
+    kill(daemon.plugin().await, Signal::SIGKILL).unwrap();
+    assert_eq!(daemon.event("leftover").await.field("session"), left);
+    assert!(!lab.sessions().contains(&left));
+    daemon.stop(&lab).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_signal_ends_it_at_once() {
     let lab = Lab::start(Options::default()).await.unwrap();
