@@ -127,7 +127,8 @@ impl Daemon {
         Self::spawn(command, folder(), "info", address, config)
     }
 
-    fn spawn(
+    /// Runs a command that its own arguments are added to.
+    pub fn spawn(
         mut command: Command,
         folder: Arc<tempfile::TempDir>,
         log_level: &str,
@@ -200,10 +201,7 @@ impl Daemon {
 
     /// The last lines of the log that are worth reading.
     pub fn tail(&self) -> String {
-        let log = self.log();
-        let lines: Vec<_> =
-            log.iter().filter(|line| line.fields["level"] != "TRACE").map(|l| &*l.text).collect();
-        lines[lines.len().saturating_sub(60)..].join("\n")
+        tail(&self.log())
     }
 
     /// The plugins that run below the daemon.
@@ -230,7 +228,16 @@ impl Daemon {
     }
 
     /// Stops it as systemd would, and checks that it leaves nothing: no process, no socket file, no session.
-    pub async fn stop(mut self, lab: &Lab) -> Vec<Arc<Line>> {
+    pub async fn stop(self, lab: &Lab) -> Vec<Arc<Line>> {
+        let log = self.end().await;
+        let sessions = lab.status().sessions;
+        assert!(sessions.is_empty(), "at the service: {sessions:?}\n{}", tail(&log));
+        assert_eq!(lab.status().violations, [] as [String; 0], "{}", tail(&log));
+        log
+    }
+
+    /// The same, whatever there is at the service.
+    pub async fn end(mut self) -> Vec<Arc<Line>> {
         let plugins: HashSet<_> = self.plugins().into_iter().collect();
         let began = Instant::now();
         self.signal(Signal::SIGTERM);
@@ -245,13 +252,6 @@ impl Daemon {
         left.extend(files(&self.folder.path().join("state")).unwrap());
         left.retain(|path| path.extension().is_none_or(|extension| extension != "jsonl"));
         assert!(left.is_empty(), "left behind: {left:?}");
-        assert!(
-            lab.status().sessions.is_empty(),
-            "at the service: {:?}\n{}",
-            lab.status().sessions,
-            self.tail()
-        );
-        assert_eq!(lab.status().violations, [] as [String; 0], "{}", self.tail());
         // All of its log has been read when its pipe is closed.
         while self.log.changed().await.is_ok() {}
         self.log()
@@ -270,11 +270,17 @@ impl Drop for Daemon {
     }
 }
 
+fn tail(log: &[Arc<Line>]) -> String {
+    let lines: Vec<_> =
+        log.iter().filter(|line| line.fields["level"] != "TRACE").map(|line| &*line.text).collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
+}
+
 /// The daemon.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_autossm");
 
 /// Under /tmp itself: the path of the plugin's socket must fit into 107 bytes.
-fn folder() -> Arc<tempfile::TempDir> {
+pub fn folder() -> Arc<tempfile::TempDir> {
     Arc::new(tempfile::Builder::new().prefix("e2e-").tempdir_in("/tmp").unwrap())
 }
 

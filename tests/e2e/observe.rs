@@ -134,42 +134,7 @@ async fn a_zombie_is_replaced_and_clients_wait_meanwhile() {
     daemon.stop(&lab).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn refused_resume_under_load() {
-    let lab = lab().await;
-    let daemon = observing(&lab).await;
-    let outcome = loaded("observe: ResumeSession refused for 15 s", lab, daemon, async |lab, daemon| {
-        let refused = lab.set_for(Fault::Api(Call::Resume, ApiFault::Forbidden), Duration::from_secs(15));
-        let began = Instant::now();
-        lab.close_all(1000, "Bye");
-        daemon.event_times("ready", 2).await;
-        assert!(began.elapsed() < FAILOVER_AFTER + A_LITTLE, "{:?}", began.elapsed());
-        refused.await.unwrap();
-    })
-    .await;
-    outcome.none_failed().starts(2);
-}
-
 /// The stock plugin dies of a client's byte while its data channel is down; whether it does is chance.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hourly_closes_under_load() {
-    let lab = lab().await;
-    let daemon = observing(&lab).await;
-    let outcome = loaded("observe: 10 closes with code 1000", lab, daemon, async |lab, daemon| {
-        for close in 1..=10 {
-            until("an open data channel", || (lab.close_all(1000, "Bye") == 1).then_some(())).await;
-            until("the end of the interruption", || {
-                let over = daemon.events("resumed").len() + daemon.events("lost").len();
-                (over >= close && lab.status().ready_sessions() == 1).then_some(())
-            })
-            .await;
-            tokio::time::sleep(Duration::from_millis(1500)).await;
-        }
-    })
-    .await;
-    outcome.none_failed().starts(11);
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn death_by_traffic() {
     let lab = lab().await;
@@ -190,61 +155,8 @@ async fn death_by_traffic() {
     daemon.stop(&lab).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_plugin_is_replaced() {
-    let lab = lab().await;
-    let daemon = observing(&lab).await;
-    let outcome = loaded("observe: plugin killed three times", lab, daemon, async |_, daemon| {
-        for round in 1..=3 {
-            kill(daemon.plugin().await, Signal::SIGKILL).unwrap();
-            daemon.event_times("ready", round + 1).await;
-            tokio::time::sleep(Duration::from_secs(2)).await;
-        }
-    })
-    .await;
-    outcome.none_failed().long_lived_is_cut(3).starts(4);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stopped_plugin_is_replaced() {
-    let lab = lab().await;
-    let daemon = observing(&lab).await;
-    let outcome = loaded("observe: plugin SIGSTOPped", lab, daemon, async |_, daemon| {
-        kill(daemon.plugin().await, Signal::SIGSTOP).unwrap();
-        daemon.event_times("ready", 2).await;
-    })
-    .await;
-    outcome.none_failed().long_lived_is_cut(1).starts(2);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_the_service_ends_is_replaced() {
-    let lab = lab().await;
-    let daemon = observing(&lab).await;
-    let outcome = loaded("observe: session terminated", lab, daemon, async |lab, daemon| {
-        lab.terminate_all("Session terminated by an administrator");
-        daemon.event_times("ready", 2).await;
-    })
-    .await;
-    outcome.none_failed().long_lived_is_cut(1).starts(2);
-}
-
 /// A connection that is opened and refused at once is no data channel: clients must not be sent to it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn refused_upgrades() {
-    let lab = lab().await;
-    let daemon = observing(&lab).await;
-    let outcome = loaded("observe: upgrades refused for 10 s", lab, daemon, async |lab, daemon| {
-        let refused = lab.set_for(Fault::Upgrades(UpgradeFault::Refused(403)), Duration::from_secs(10));
-        lab.close_all(1000, "Bye");
-        refused.await.unwrap();
-        daemon.event_times("ready", 2).await;
-    })
-    .await;
-    outcome.none_failed();
-}
-
-/// The same without a client whose byte would end the plugin.
+/// A connection that is opened and refused at once is no data channel: clients must not be sent to it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refused_upgrades_are_no_resumption() {
     let lab = lab().await;
@@ -272,18 +184,6 @@ async fn stalled_upgrades_are_no_resumption() {
     lab.clear(Fault::Upgrades(UpgradeFault::Stalled));
     echo(&daemon).await;
     daemon.stop(&lab).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_refused_for_15_s() {
-    let lab = lab().await;
-    let daemon = observing(&lab).await;
-    let outcome = loaded("observe: service refuses everything for 15 s", lab, daemon, async |lab, daemon| {
-        lab.set_for(Fault::Refuse, Duration::from_secs(15)).await.unwrap();
-        daemon.event_times("ready", 2).await;
-    })
-    .await;
-    outcome.none_failed();
 }
 
 /// Nothing but what clients wait for shows it here: the bytes cannot be read, and the plugin's pings are not ours.

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
+use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use crate::fault::{ApiFault, Call, Fault, Link, Loss, UpgradeFault};
+use crate::fault::{Fault, Link, Loss, UpgradeFault};
 use crate::lab::Lab;
 
 /// The commands. A time at the end of a fault's line ends it by itself.
@@ -59,10 +60,9 @@ fn fault(words: &[&str]) -> anyhow::Result<(Fault, Option<Duration>)> {
         ["blackhole", ref time @ ..] => (Fault::BlackHole, time),
         ["away", ref time @ ..] => (Fault::AgentAway, time),
         ["destination-refused", ref time @ ..] => (Fault::DestinationRefused, time),
-        ["start", fault, ref time @ ..] => (Fault::Api(Call::Start, api_fault(fault)?), time),
-        ["resume", fault, ref time @ ..] => (Fault::Api(Call::Resume, api_fault(fault)?), time),
-        ["end", fault, ref time @ ..] => (Fault::Api(Call::Terminate, api_fault(fault)?), time),
-        ["key", fault, ref time @ ..] => (Fault::Api(Call::DataKey, api_fault(fault)?), time),
+        [call @ ("start" | "resume" | "end" | "key"), fault, ref time @ ..] => {
+            (Fault::Api(word(call)?, word(fault)?), time)
+        }
         ["upgrades", "stall", ref time @ ..] => (Fault::Upgrades(UpgradeFault::Stalled), time),
         ["upgrades", status, ref time @ ..] => {
             (Fault::Upgrades(UpgradeFault::Refused(status.parse()?)), time)
@@ -87,19 +87,9 @@ fn fault(words: &[&str]) -> anyhow::Result<(Fault, Option<Duration>)> {
     })
 }
 
-fn api_fault(word: &str) -> anyhow::Result<ApiFault> {
-    Ok(match word {
-        "throttled" => ApiFault::Throttled,
-        "denied" => ApiFault::Denied,
-        "forbidden" => ApiFault::Forbidden,
-        "expired" => ApiFault::Expired,
-        "not-connected" => ApiFault::TargetNotConnected,
-        "internal" => ApiFault::Internal,
-        "garbage" => ApiFault::Garbage,
-        "silence" => ApiFault::Silence,
-        "no-token" => ApiFault::NoToken,
-        _ => bail!("no such fault of a call: {word}"),
-    })
+/// One of an enum's words.
+fn word<T: ValueEnum>(word: &str) -> anyhow::Result<T> {
+    T::from_str(word, false).map_err(|_| anyhow!("no such fault of a call: {word}"))
 }
 
 /// `500ms`, `20s`, `2m`.
@@ -116,6 +106,7 @@ fn duration(text: &str) -> anyhow::Result<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::{ApiFault, Call};
 
     #[test]
     fn faults_are_understood() {

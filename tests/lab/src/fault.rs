@@ -2,23 +2,26 @@
 
 use std::time::Duration;
 
+use clap::ValueEnum;
 use serde::Serialize;
 
 /// The calls that faults can be put on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Call {
     /// `StartSession`.
     Start,
     /// `ResumeSession`.
     Resume,
     /// `TerminateSession`.
+    #[value(name = "end")]
     Terminate,
     /// `GenerateDataKey`, of KMS.
+    #[value(name = "key")]
     DataKey,
 }
 
 /// How a call of the API fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 pub enum ApiFault {
     /// 400 `ThrottlingException`.
     Throttled,
@@ -29,6 +32,7 @@ pub enum ApiFault {
     /// 400 `ExpiredTokenException`.
     Expired,
     /// 400 `TargetNotConnected`.
+    #[value(name = "not-connected")]
     TargetNotConnected,
     /// 500 `InternalServerError`.
     Internal,
@@ -171,7 +175,8 @@ impl Faults {
         }
     }
 
-    pub(crate) fn set(&mut self, fault: Fault) {
+    /// Puts `fault` in force.
+    pub fn set(&mut self, fault: Fault) {
         match fault {
             Fault::Api(call, fault) => *self.on_mut(call) = Some(fault),
             Fault::Upgrades(fault) => self.upgrades = Some(fault),

@@ -30,6 +30,8 @@ pub struct Status {
     pub other: Calls,
     /// API calls without a plausible signature.
     pub unsigned_calls: u64,
+    /// Calls and upgrades signed with a key that says that its time is over.
+    pub expired_keys: u64,
     /// WebSocket upgrades without a plausible signature. They are let through: the plugin signs from 1.2.764.0 on only.
     pub unsigned_upgrades: u64,
     /// Upgrades asked for, the refused ones included.

@@ -9,6 +9,7 @@ mod signature;
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST};
@@ -45,6 +46,13 @@ where
 }
 
 async fn route(state: Arc<State>, line: CancellationToken, request: Request<Incoming>) -> Answer {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    if signature::has_expired(request.headers(), now) {
+        state.count(|status| status.expired_keys += 1);
+        let refusal =
+            Refusal::new("ExpiredTokenException", "The security token included in the request is expired");
+        return answer(refusal.status, refusal.body);
+    }
     if request.method() == Method::GET {
         let signed = signature::signer(request.headers(), "ssmmessages", &state.options.region).is_some();
         check_host(&state, request.headers(), "ssmmessages");

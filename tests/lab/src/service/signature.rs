@@ -35,6 +35,15 @@ pub(crate) fn signer(headers: &HeaderMap, service: &str, region: &str) -> Option
     plausible.then(|| key.to_owned())
 }
 
+/// Whether the request is signed with a key whose time is over: a key that ends in `UNTIL` and a time in seconds since 1970
+/// says so itself, others live for ever.
+pub(crate) fn has_expired(headers: &HeaderMap, now: u64) -> bool {
+    let text = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let key = text.split_once("Credential=").and_then(|(_, rest)| rest.split('/').next()).unwrap_or_default();
+    let until = key.split_once("UNTIL").and_then(|(_, until)| until.parse::<u64>().ok());
+    until.is_some_and(|until| until < now)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,5 +79,16 @@ mod tests {
         let mut with_token = headers(&good);
         with_token.insert("x-amz-security-token", "secret".parse().unwrap());
         assert!(!signed(&with_token));
+    }
+
+    #[test]
+    fn keys_that_say_so_expire() {
+        let signed = |key: &str| {
+            headers(&format!("AWS4-HMAC-SHA256 Credential={key}/20260102/us-west-2/ssm/aws4_request, …"))
+        };
+        assert!(has_expired(&signed("AKIDUNTIL1000"), 1001));
+        assert!(!has_expired(&signed("AKIDUNTIL1000"), 1000));
+        assert!(!has_expired(&signed("AKID"), 1000));
+        assert!(!has_expired(&HeaderMap::new(), 1000));
     }
 }

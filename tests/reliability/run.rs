@@ -1,0 +1,332 @@
+//! One tunnel under test: a lab, a daemon, clients, what is done to them, and what came of it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use autossm_lab::Lab;
+use autossm_lab::load::{Attempt, Load, Seen, SessionEnd};
+use autossm_lab::options::Options;
+use tokio::process::Command;
+
+use crate::daemon::{Daemon, Line, PROGRAM, folder, own_address, tunnel};
+use crate::step::{Done, Step};
+
+/// The default, which the bounds go by.
+pub const HOLD: Duration = Duration::from_secs(30);
+/// A connection to the API is kept for the next call for 5 s; whether it is too old is looked at every 5 s.
+const AT_REST: Duration = Duration::from_secs(11);
+/// From the last client's end until all that its connections and the faults have cost is given back.
+const SETTLED: Duration = Duration::from_secs(25);
+/// Beyond every bound for being served again: the figure is printed then, too.
+const SERVED_AGAIN: Duration = Duration::from_secs(90);
+
+/// How a tunnel is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// `gateway = "hold"`.
+    Hold,
+    /// `gateway = "observe"`.
+    Observe,
+}
+
+impl Mode {
+    /// As the configuration has it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Hold => "hold",
+            Self::Observe => "observe",
+        }
+    }
+}
+
+/// What no client, and no count, may exceed.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound {
+    /// The wait of a new connection that is served.
+    pub wait: Duration,
+    /// From the end of the fault until every new connection is served at once and the long-lived one answers.
+    pub recovery: Duration,
+    /// How often the long-lived connection is cut.
+    pub cuts: usize,
+    /// StartSession beyond the tunnel's first sessions, for each of these.
+    pub starts: u64,
+    /// Connections that were held for the whole of `hold` may be sent away. No other new connection ever fails.
+    pub times_out: bool,
+}
+
+/// What is to be run.
+pub struct Plan {
+    pub name: String,
+    pub mode: Mode,
+    pub sessions: u64,
+    /// New connections a second.
+    pub rate: u32,
+    /// The account has its sessions encrypted.
+    pub encrypted: bool,
+    pub steps: Vec<Step>,
+    pub bound: Bound,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    pub connections: usize,
+    pub refused: usize,
+    pub failed: usize,
+    /// Cut together with their session, which is no failure.
+    pub cut: usize,
+    pub longest_wait: Duration,
+    pub recovery: Duration,
+    /// Of the long-lived connection.
+    pub cuts: usize,
+    pub starts: u64,
+    /// Tasks and descriptors at rest, before and after.
+    pub usage: [Usage; 2],
+    /// What was not as it has to be.
+    pub breaches: Vec<String>,
+}
+
+/// What the daemon has open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub tasks: u64,
+    pub descriptors: u64,
+}
+
+impl Usage {
+    /// As it said last, after `since`.
+    pub fn of(daemon: &Daemon, since: SystemTime) -> Option<Self> {
+        let log = daemon.log();
+        let told = log.iter().rev().take_while(|line| line.at > since);
+        let line = told.into_iter().find(|line| line.field("event") == "usage")?;
+        Some(Self { tasks: line.number("tasks"), descriptors: line.number("descriptors") })
+    }
+
+    fn within(self, other: Self) -> bool {
+        self.tasks <= other.tasks && self.descriptors <= other.descriptors
+    }
+}
+
+/// A daemon whose tunnel reaches the lab's echo server over TLS; up.
+pub async fn daemon(
+    lab: &Lab,
+    mode: Mode,
+    sessions: u64,
+    keys: &str,
+    prepare: impl FnOnce(&mut Command, &Path),
+) -> Daemon {
+    let address = own_address();
+    let keys = format!(
+        "ca_file = \"{}\"\ngateway = \"{}\"\nsessions = {sessions}\nkeepalive = \"2s\"\n{keys}",
+        lab.ca_file().display(),
+        mode.word(),
+    );
+    let config = tunnel(lab, "echo", address, lab.echo_addr(), &keys)
+        .replace(&lab.stream_endpoint_ws(), &lab.stream_endpoint_wss());
+    let folder = folder();
+    let mut command = Command::new(PROGRAM);
+    command.env_clear();
+    prepare(&mut command, folder.path());
+    let daemon = Daemon::spawn(command, folder, "info,autossm::driver::usage=trace", address, &config);
+    daemon.event_times("ready", usize::try_from(sessions).unwrap()).await;
+    daemon
+}
+
+/// What it has open when nothing happens.
+pub async fn at_rest(daemon: &Daemon) -> Usage {
+    tokio::time::sleep(AT_REST).await;
+    let since = SystemTime::now();
+    wait(SETTLED, || Usage::of(daemon, since))
+        .await
+        .unwrap_or_else(|| panic!("says nothing\n{}", daemon.tail()))
+        .0
+}
+
+/// Waits until all is as it was at rest. The complaint says what is not.
+pub async fn settled(lab: &Lab, daemon: &Daemon, sessions: u64, base: Usage) -> Result<Usage, String> {
+    let mut since = SystemTime::now();
+    let mut last = String::new();
+    let settled = wait(SETTLED, || {
+        let (plugins, live) = (daemon.plugins().len() as u64, lab.status().ready_sessions() as u64);
+        if plugins != sessions || live != sessions {
+            last = format!("{plugins} plugins, {live} sessions at the service");
+            since = SystemTime::now();
+            return None;
+        }
+        let usage = Usage::of(daemon, since)?;
+        last = format!("{usage:?} where it was {base:?}");
+        usage.within(base).then_some(usage)
+    });
+    let settled = settled.await;
+    settled.map(|(usage, _)| usage).ok_or(last)
+}
+
+/// Runs it. What goes wrong is in the figures; nothing is thrown.
+pub async fn run(plan: Arc<Plan>) -> Figures {
+    let run = tokio::spawn(attempt(plan.clone()));
+    let figures = match run.await {
+        Ok(figures) => figures,
+        Err(panic) => {
+            let text = panic.try_into_panic().ok().and_then(|payload| {
+                payload
+                    .downcast_ref::<String>()
+                    .cloned()
+                    .or(payload.downcast_ref::<&str>().map(|s| (*s).into()))
+            });
+            Figures {
+                breaches: vec![text.unwrap_or_else(|| "it was cancelled".into())],
+                ..Figures::default()
+            }
+        }
+    };
+    let line = format!("{} [{} {}]: {}", plan.name, plan.mode.word(), plan.sessions, figures.line());
+    println!("{} {line}", if figures.breaches.is_empty() { "ok  " } else { "FAIL" });
+    figures
+}
+
+async fn attempt(plan: Arc<Plan>) -> Figures {
+    let kms_key = plan.encrypted.then(|| "arn:aws:kms:us-west-2:111122223333:key/01234567".to_owned());
+    let lab = Arc::new(Lab::start(Options { kms_key, ..Options::default() }).await.unwrap());
+    let kms = lab.stream_endpoint_wss().replace("wss://", "https://");
+    let keys = if plan.encrypted { format!("kms_endpoint = \"{kms}\"\n") } else { String::new() };
+    let daemon = daemon(&lab, plan.mode, plan.sessions, &keys, |_, _| ()).await;
+    let base = at_rest(&daemon).await;
+
+    let load = Load::start(daemon.address, plan.rate);
+    let flows = wait(SETTLED, || {
+        let seen = load.seen();
+        (served(&seen) >= 10 && seen.long_lived.messages >= 5).then_some(())
+    });
+    assert!(flows.await.is_some(), "nothing flows\n{}", daemon.tail());
+    let mut done = Done::default();
+    for step in &plan.steps {
+        step.perform(&lab, &daemon, &mut done).await;
+    }
+    Step::Over.perform(&lab, &daemon, &mut done).await;
+    lab.clear_all();
+
+    let seen = load.seen();
+    let (before, messages) = (served(&seen), seen.long_lived.messages);
+    let again = wait(SERVED_AGAIN, || {
+        let seen = load.seen();
+        let all = served(&seen) >= before + plan.rate as usize && seen.long_lived.messages >= messages + 10;
+        (all && seen.waiting <= 2).then_some(())
+    });
+    let again = again.await;
+    let mut figures = Figures::default();
+    if again.is_none() {
+        figures.breaches.push(format!("clients are not served again within {SERVED_AGAIN:?}"));
+    }
+    figures.recovery = again.map_or(SERVED_AGAIN, |((), took)| took);
+    let seen = load.finish().await;
+    let rest = settled(&lab, &daemon, plan.sessions, base).await;
+    figures.usage = [base, rest.clone().unwrap_or_default()];
+    figures.breaches.extend(rest.err().map(|text| format!("not given back: {text}")));
+    let log = daemon.end().await;
+    figures.judge(&plan, &lab, &done, &seen, &log);
+    figures
+}
+
+impl Figures {
+    fn judge(&mut self, plan: &Plan, lab: &Lab, done: &Done, seen: &Seen, log: &[Arc<Line>]) {
+        let Bound { wait, recovery, cuts, starts, times_out } = plan.bound;
+        let service = lab.status();
+        let ends: Vec<_> = ends(log);
+        let (no_destination, failed): (Vec<_>, Vec<_>) =
+            seen.failed(&ends).into_iter().partition(|attempt| done.without_destination(attempt));
+        self.connections = seen.attempts.len();
+        self.refused = seen.failures().filter(|attempt| says_refused(attempt)).count();
+        self.failed = failed.len();
+        self.cut = seen.failures().count() - failed.len() - no_destination.len();
+        self.longest_wait = seen.longest_wait();
+        self.cuts = seen.long_lived.cuts.len();
+        self.starts = service.start.processed;
+
+        let mut breach = |wrong: bool, text: String| {
+            if wrong {
+                self.breaches.push(text);
+            }
+        };
+        breach(self.refused > 0, format!("{} connections refused", self.refused));
+        let early = |attempt: &&&Attempt| !times_out || attempt.took < HOLD - Duration::from_millis(100);
+        let early: Vec<_> = failed.iter().filter(early).take(5).collect();
+        breach(!early.is_empty(), format!("connections failed, among them {early:?}"));
+        let sound = self.longest_wait <= wait;
+        breach(!sound, format!("a connection waited {:.1?} of at most {wait:?}", self.longest_wait));
+        breach(self.recovery > recovery, format!("served again after {:.1?} of {recovery:?}", self.recovery));
+        breach(
+            self.cuts > cuts && !done.was_without_destination(),
+            format!("the long-lived connection was cut {}× of {cuts}: {:?}", self.cuts, seen.long_lived.cuts),
+        );
+        let most = plan.sessions * (1 + starts);
+        breach(self.starts > most, format!("StartSession {}× of {most}", self.starts));
+        breach(!service.sessions.is_empty(), format!("left at the service: {:?}", service.sessions));
+        breach(!service.violations.is_empty(), format!("{:?}", service.violations));
+        if !self.breaches.is_empty() {
+            let told = log.iter().filter(|line| line.fields["level"] != "TRACE").map(|line| &*line.text);
+            println!(
+                "---- {} [{} {}]\n{}",
+                plan.name,
+                plan.mode.word(),
+                plan.sessions,
+                told.collect::<Vec<_>>().join("\n")
+            );
+        }
+    }
+
+    /// In one line.
+    pub fn line(&self) -> String {
+        let [before, after] = self.usage;
+        let mut line = format!(
+            "{} connections, {} refused, {} failed, {} cut with their session, longest wait {:.1} s, served again after \
+             {:.1} s, long-lived cut {}×, StartSession {}×, tasks {} → {}, descriptors {} → {}",
+            self.connections,
+            self.refused,
+            self.failed,
+            self.cut,
+            self.longest_wait.as_secs_f64(),
+            self.recovery.as_secs_f64(),
+            self.cuts,
+            self.starts,
+            before.tasks,
+            after.tasks,
+            before.descriptors,
+            after.descriptors,
+        );
+        for breach in &self.breaches {
+            line += &format!("\n     {breach}");
+        }
+        line
+    }
+}
+
+/// The sessions that have ended, with the connections that were cut.
+pub fn ends(log: &[Arc<Line>]) -> Vec<SessionEnd> {
+    let ended = log.iter().filter(|line| matches!(line.field("event"), "lost" | "ended"));
+    ended.map(|line| SessionEnd { at: line.at, cut: line.number("cut") }).collect()
+}
+
+/// The kernel or the daemon has sent it away at once: nobody listens.
+pub fn says_refused(attempt: &Attempt) -> bool {
+    attempt.failure.as_deref().is_some_and(|text| text.contains("refused"))
+}
+
+/// Connections that were served.
+pub fn served(seen: &Seen) -> usize {
+    seen.attempts.iter().filter(|attempt| attempt.failure.is_none()).count()
+}
+
+/// Waits for something that nothing announces; says how long that took.
+pub async fn wait<T>(within: Duration, mut condition: impl FnMut() -> Option<T>) -> Option<(T, Duration)> {
+    let began = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return Some((value, began.elapsed()));
+        }
+        if began.elapsed() > within {
+            return None;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,345 @@
+//! The table: a row for each fault, and what clients may see of it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use autossm_lab::fault::{ApiFault, Call, Fault, Link, Loss, UpgradeFault};
+use clap::ValueEnum as _;
+use futures_util::{StreamExt as _, stream};
+use nix::sys::signal::Signal;
+
+use crate::document;
+use crate::run::{self, Bound, Figures, Mode, Plan};
+use crate::step::{self, Step, words};
+
+/// New connections a second.
+const RATE: u32 = 10;
+/// The four tunnels that each row is run on.
+pub const TUNNELS: [(Mode, u64); 4] =
+    [(Mode::Hold, 1), (Mode::Hold, 2), (Mode::Observe, 1), (Mode::Observe, 2)];
+
+/// A fault, and what clients may see of it.
+pub struct Row {
+    pub name: String,
+    steps: Vec<Step>,
+    hold: Bound,
+    /// Or why that cannot be asked of this mode.
+    observe: Result<Bound, &'static str>,
+    /// Takes minutes.
+    long: bool,
+    /// Of an account that has its sessions encrypted.
+    encrypted: bool,
+}
+
+/// One row's figures on the four tunnels.
+pub type Results = [Option<Figures>; TUNNELS.len()];
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// StartSession, plugin and handshake, beside many other tunnels on a busy machine.
+const A_LITTLE: u64 = 4;
+/// An interrupted session is replaced after `failover_after`.
+const FAILOVER: u64 = 5 + A_LITTLE;
+
+/// In observe mode nothing is known of the agent. When it is back the plugin sends again what was lost, a message every 100 ms:
+/// of each connection that was opened meanwhile about three.
+const fn catching_up(lasted: u64) -> u64 {
+    lasted * RATE as u64 * 3 / 10 + A_LITTLE
+}
+
+/// At most this wait and, when the fault is over, no longer than that until all is as before.
+fn bound(wait: u64, recovery: u64) -> Bound {
+    Bound { wait: seconds(wait), recovery: seconds(recovery), cuts: 0, starts: 0, times_out: false }
+}
+
+impl Bound {
+    fn cuts(self, cuts: usize) -> Self {
+        Self { cuts, ..self }
+    }
+
+    fn starts(self, starts: u64) -> Self {
+        Self { starts, ..self }
+    }
+
+    fn times_out(self) -> Self {
+        Self { times_out: true, ..self }
+    }
+}
+
+fn row<const N: usize>(name: impl Into<String>, steps: [Step; N], hold: Bound, observe: Bound) -> Row {
+    Row { name: name.into(), steps: steps.into(), hold, observe: Ok(observe), long: false, encrypted: false }
+}
+
+impl Row {
+    fn repeated(self, times: usize) -> Self {
+        let steps = std::iter::repeat_n(self.steps, times).flatten().collect();
+        Self { steps, ..self }
+    }
+
+    fn long(self) -> Self {
+        Self { long: true, ..self }
+    }
+
+    fn not_in_observe(self, why: &'static str) -> Self {
+        Self { observe: Err(why), ..self }
+    }
+
+    fn bound(&self, mode: Mode) -> Result<Bound, &'static str> {
+        match mode {
+            Mode::Hold => Ok(self.hold),
+            Mode::Observe => self.observe,
+        }
+    }
+}
+
+/// All of them.
+pub fn rows() -> Vec<Row> {
+    let mut rows = life();
+    rows.extend(outages());
+    rows.extend(Call::value_variants().iter().flat_map(|call| {
+        let kinds = ApiFault::value_variants().iter();
+        // It has no meaning on the other calls.
+        let kinds = kinds.filter(|kind| **kind != ApiFault::NoToken || *call == Call::Resume);
+        kinds.map(|kind| api(*call, *kind))
+    }));
+    rows
+}
+
+/// What ends sessions, data channels and plugins.
+fn life() -> Vec<Row> {
+    let pause = |milliseconds| Step::Pause(Duration::from_millis(milliseconds));
+    vec![
+        // In observe mode the plugin resumes by itself, and dies of what a client sends meanwhile: it is chance whether.
+        row(
+            "data channels closed ten times, 1.5 s apart",
+            [Step::Close, pause(1500)],
+            bound(2, 2),
+            bound(FAILOVER, FAILOVER).cuts(10).starts(10),
+        )
+        .repeated(10),
+        row(
+            "data channels reset five times, 2 s apart",
+            [Step::Abort, pause(2000)],
+            bound(2, 2),
+            bound(FAILOVER, FAILOVER).cuts(5).starts(5),
+        )
+        .repeated(5),
+        row(
+            "sessions terminated by the service",
+            [Step::Terminate],
+            bound(A_LITTLE, A_LITTLE).cuts(1).starts(1),
+            bound(A_LITTLE, A_LITTLE).cuts(1).starts(1),
+        ),
+        row(
+            "a plugin killed (SIGKILL)",
+            [Step::Plugin(Signal::SIGKILL)],
+            bound(A_LITTLE, A_LITTLE).cuts(1).starts(1),
+            bound(A_LITTLE, A_LITTLE).cuts(1).starts(1),
+        ),
+        row(
+            "a plugin killed ten times, 3 s apart",
+            [Step::Plugin(Signal::SIGKILL), pause(3000)],
+            bound(A_LITTLE, A_LITTLE).cuts(10).starts(10),
+            bound(A_LITTLE, A_LITTLE).cuts(10).starts(10),
+        )
+        .repeated(10),
+        // Seen in its process state after 3 s.
+        row(
+            "a plugin stopped (SIGSTOP)",
+            [Step::Plugin(Signal::SIGSTOP)],
+            bound(A_LITTLE, 3 + A_LITTLE).cuts(1).starts(1),
+            bound(A_LITTLE, 3 + A_LITTLE).cuts(1).starts(1),
+        ),
+        // Noticed after 15 s; whoever was given to it before waits until the agent is back.
+        row(
+            "an agent hangs for 20 s",
+            [Step::HangAgent(seconds(20))],
+            bound(20 + A_LITTLE, A_LITTLE).starts(1),
+            bound(20 + catching_up(20), catching_up(20)),
+        ),
+    ]
+}
+
+/// What happens to the way there.
+fn outages() -> Vec<Row> {
+    let lasts = |fault: Fault, time| [Step::Begin(fault, seconds(time)), Step::Over];
+    let closed = |fault: Fault, time| [Step::Begin(fault, seconds(time)), Step::Close, Step::Over];
+    let loss = Loss { input: 0.02, output: 0.02, acknowledgements_in: 0.02, acknowledgements_out: 0.02 };
+    let link = Link { latency: Duration::from_millis(200), bandwidth: 64_000 };
+    // The clock of network failures ends at 10 s.
+    let next_attempt = 10 + A_LITTLE;
+    // A session that was started just before the end is given up after 20 s, and not resumed by its plugin.
+    let opening = 16 + A_LITTLE;
+    vec![
+        row(
+            "everything refused for 20 s",
+            lasts(Fault::Refuse, 20),
+            bound(20 + next_attempt, next_attempt).starts(1).times_out(),
+            bound(20 + next_attempt, next_attempt).cuts(1).starts(1).times_out(),
+        ),
+        row(
+            "everything refused for 90 s",
+            lasts(Fault::Refuse, 90),
+            bound(30 + A_LITTLE, next_attempt).starts(1).times_out(),
+            bound(30 + A_LITTLE, next_attempt).cuts(2).starts(1).times_out(),
+        )
+        .long(),
+        // Longer than the plugin goes on resending: it asks to terminate the session after five minutes.
+        row(
+            "everything refused for 6 min",
+            lasts(Fault::Refuse, 360),
+            bound(30 + A_LITTLE, next_attempt).starts(1).times_out(),
+            bound(30 + A_LITTLE, next_attempt).cuts(2).starts(1).times_out(),
+        )
+        .long(),
+        // Whoever was given to the session before it is noticed waits until it is over.
+        row(
+            "black hole for 40 s",
+            lasts(Fault::BlackHole, 40),
+            bound(40 + next_attempt, next_attempt).starts(2).times_out(),
+            bound(40 + next_attempt, next_attempt).cuts(2).starts(2).times_out(),
+        ),
+        row(
+            "upgrades refused with 403 for 10 s, and data channels closed",
+            closed(Fault::Upgrades(UpgradeFault::Refused(403)), 10),
+            bound(10 + next_attempt, next_attempt).starts(2),
+            bound(10 + opening, opening).cuts(2).starts(3),
+        ),
+        row(
+            "upgrades not answered for 10 s, and data channels closed",
+            closed(Fault::Upgrades(UpgradeFault::Stalled), 10),
+            bound(10 + next_attempt, next_attempt).starts(2),
+            bound(10 + opening, opening).cuts(2).starts(3),
+        ),
+        row(
+            "way slow (200 ms, 64 kB/s) for 15 s",
+            lasts(Fault::SlowLink(link), 15),
+            bound(A_LITTLE, A_LITTLE),
+            bound(A_LITTLE, A_LITTLE),
+        ),
+        row(
+            "2 % of messages lost for 10 s",
+            lasts(Fault::LostMessages(loss), 10),
+            bound(10 + A_LITTLE, A_LITTLE),
+            bound(10 + A_LITTLE, A_LITTLE),
+        )
+        .not_in_observe(
+            "the plugin acknowledges nothing twice: one lost acknowledgement and one lost message stall it",
+        ),
+        row(
+            "agent away for 25 s",
+            lasts(Fault::AgentAway, 25),
+            bound(25 + next_attempt, next_attempt).starts(2).times_out(),
+            bound(25 + catching_up(25), catching_up(25)),
+        ),
+        row(
+            "destination refuses for 10 s",
+            lasts(Fault::DestinationRefused, 10),
+            bound(A_LITTLE, A_LITTLE).starts(1),
+            bound(A_LITTLE, A_LITTLE).starts(1),
+        ),
+        row(
+            "idle timeout of 10 s for 15 s",
+            lasts(Fault::IdleTimeout(seconds(10)), 15),
+            bound(1, 2),
+            bound(1, 2),
+        ),
+        row(
+            "sessions live 8 s, for 20 s",
+            lasts(Fault::MaximumLife(seconds(8)), 20),
+            bound(A_LITTLE, A_LITTLE).cuts(3).starts(3),
+            bound(A_LITTLE, A_LITTLE).cuts(3).starts(3),
+        ),
+    ]
+}
+
+/// A call of the API fails for 10 s, just when it is needed.
+fn api(call: Call, kind: ApiFault) -> Row {
+    const TIME: u64 = 10;
+    let fault = Fault::Api(call, kind);
+    let begin = Step::Begin(fault, seconds(TIME));
+    let (needed, why) = match call {
+        Call::Start => (Step::Terminate, "sessions terminated"),
+        Call::Resume => (Step::Close, "data channels closed"),
+        Call::Terminate => (Step::Plugin(Signal::SIGKILL), "a plugin killed"),
+        Call::DataKey => (Step::Terminate, "encrypted sessions terminated"),
+    };
+    // Until the clock of the failure's class runs out, all with jitter.
+    let (hold, observe) = match (call, kind) {
+        // 8 to 15 s, and the next time 15 to 30 s: somebody has to do something, most of the time.
+        (Call::Start, ApiFault::Denied | ApiFault::Forbidden | ApiFault::Expired) | (Call::DataKey, _) => {
+            let one = bound(30 + A_LITTLE, 30 + A_LITTLE).cuts(2).starts(4).times_out();
+            (one, one)
+        }
+        // Up to 2, 4, 8 and 16 s, or up to 0.5, 1, 2, 4, 8 and 10 s. No client waits for as long as `hold`.
+        (Call::Start, _) => {
+            let one = bound(28, 18 + A_LITTLE).cuts(1).starts(8);
+            (one, one)
+        }
+        // Without a token the session is over, and so are its connections.
+        (Call::Resume, ApiFault::NoToken) => {
+            let one = bound(FAILOVER, A_LITTLE).cuts(1).starts(1);
+            (one, one.starts(3))
+        }
+        (Call::Resume, _) => {
+            (bound(FAILOVER, 10 + A_LITTLE).starts(1), bound(FAILOVER, A_LITTLE).cuts(2).starts(2))
+        }
+        (Call::Terminate, _) => {
+            let one = bound(A_LITTLE, A_LITTLE).cuts(1).starts(1);
+            (one, one)
+        }
+    };
+    let name = format!("{} for {TIME} s, and {why}", words(&fault));
+    let row = row(name, [begin, needed, Step::Over], hold, observe);
+    match call {
+        Call::DataKey => {
+            Row { encrypted: true, ..row }.not_in_observe("the plugin calls KMS itself, where the lab is not")
+        }
+        _ => row,
+    }
+}
+
+/// Runs all rows, or those with `only` in their name. Returns whether every invariant has held.
+pub async fn run(only: &str, long: bool, jobs: usize, write: bool) -> bool {
+    let began = Instant::now();
+    let rows = rows();
+    let missing = step::missing(rows.iter().flat_map(|row| &row.steps));
+    assert!(missing.is_empty(), "faults of the lab without a row: {missing:?}");
+    let rows: Vec<Row> =
+        rows.into_iter().filter(|row| row.name.contains(only) && (long || !row.long)).collect();
+    let mut plans = Vec::new();
+    for (number, row) in rows.iter().enumerate() {
+        for (column, (mode, sessions)) in TUNNELS.into_iter().enumerate() {
+            if let Ok(bound) = row.bound(mode) {
+                let (name, steps) = (row.name.clone(), row.steps.clone());
+                let encrypted = row.encrypted;
+                let plan = Plan { name, mode, sessions, rate: RATE, encrypted, steps, bound };
+                plans.push((number, column, row.long, Arc::new(plan)));
+            }
+        }
+    }
+    // What takes longest begins first.
+    plans.sort_by_key(|(.., long, _)| !long);
+    let count = plans.len();
+    println!("{count} tunnels under test, {jobs} at a time");
+    let mut results: Vec<Results> = rows.iter().map(|_| Results::default()).collect();
+    let mut runs = stream::iter(plans)
+        .map(|(number, column, _, plan)| async move { (number, column, run::run(plan).await) })
+        .buffer_unordered(jobs);
+    let mut broken = 0;
+    while let Some((number, column, figures)) = runs.next().await {
+        broken += usize::from(!figures.breaches.is_empty());
+        results[number][column] = Some(figures);
+    }
+    let table = document::table(&rows, &results);
+    println!(
+        "\n{table}\n{count} tunnels under test, {broken} with a breach, in {:.0} s",
+        began.elapsed().as_secs_f64()
+    );
+    if write {
+        document::write("table", &table);
+    }
+    broken == 0
+}
