@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use autossm::cli::{self, Cli, Command};
+use autossm::control::protocol::Request;
 use clap::Parser;
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -10,5 +11,12 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Check(args) => Ok(cli::check::run(&args)?),
         Command::Run(args) => Ok(cli::run::run(&args)),
         Command::Units(args) => Ok(cli::units::run(&args)?),
+        Command::Status(args) => Ok(cli::status::run(&args)?),
+        Command::Events(args) => Ok(cli::events::run(&args)?),
+        Command::Rotate(args) => Ok(cli::command::run(&args, &Request::Rotate)?),
+        Command::Restart(args) => Ok(cli::command::run(&args, &Request::Restart)?),
+        Command::Drain(args) => Ok(cli::command::run(&args, &Request::Drain)?),
+        Command::Resume(args) => Ok(cli::command::run(&args, &Request::Resume)?),
+        Command::Wait(args) => Ok(cli::wait::run(&args)?),
     }
 }

@@ -1,8 +1,16 @@
 //! The commands, a file each.
 
 pub mod check;
+pub mod command;
+mod detail;
+pub mod events;
+pub mod paint;
+pub mod reach;
 pub mod run;
+pub mod status;
+mod table;
 pub mod units;
+pub mod wait;
 
 use std::path::PathBuf;
 
@@ -12,11 +20,15 @@ use tracing_subscriber::filter::Targets;
 
 use crate::telemetry::Format;
 
-/// Exit status: a port or a socket file cannot be bound (`EX_UNAVAILABLE`).
+/// Exit status: a tunnel is not up.
+pub const EXIT_NOT_UP: u8 = 1;
+/// Exit status: a port or a socket file cannot be bound, or a tunnel does not run (`EX_UNAVAILABLE`).
 pub const EXIT_UNAVAILABLE: u8 = 69;
 /// Exit status: the operating system refused something (`EX_OSERR`).
 pub const EXIT_OS: u8 = 71;
-/// Exit status: the configuration is wrong (`EX_CONFIG`).
+/// Exit status: whoever asks is not allowed to (`EX_NOPERM`).
+pub const EXIT_NO_PERMISSION: u8 = 77;
+/// Exit status: the configuration is wrong, or does not have this tunnel (`EX_CONFIG`).
 pub const EXIT_CONFIG: u8 = 78;
 
 /// Where the configuration is unless `--config` says otherwise.
@@ -48,11 +60,14 @@ Examples:
   autossm run                             Run every enabled tunnel, in the foreground
   autossm run billing-db                  Run one
   systemctl start autossm@billing-db      Run one as a service
+  autossm status                          What is every tunnel doing?
+  autossm events -f billing-db            What happens to one?
 
 Exit status:
-  0   all is well              71  the operating system refused something
-  2   wrong command line       78  the configuration is wrong
-  69  a port is taken";
+  0   all is well                         71  the operating system refused something
+  1   a tunnel is not up                  77  not permitted
+  2   wrong command line                  78  the configuration is wrong, or has no such tunnel
+  69  a port is taken, or a tunnel does not run";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -70,6 +85,42 @@ pub enum Command {
     /// and how the plugin reaches the service. If anything is wrong, prints all of it instead, each with line, column
     /// and what would be right, and exits with status 78. Calls nobody and needs no credentials.
     Check(check::CheckArgs),
+
+    /// Show what every tunnel is doing, or everything about one
+    ///
+    /// Reads the control socket of each tunnel that runs, whoever has started it; tunnels of the configuration that do
+    /// not run are shown as such. On a terminal that is too narrow the less important columns are left out.
+    Status(status::StatusArgs),
+
+    /// Show what has happened, and what happens
+    ///
+    /// The events are the log's lines about a tunnel, kept in the state directory over restarts: the last 2 MB of them,
+    /// which are some 6000.
+    Events(events::EventsArgs),
+
+    /// Replace a tunnel's sessions without cutting a connection
+    ///
+    /// Each session gets a replacement and takes connections until that is ready; connections that are open then go on,
+    /// for up to `drain`. A tunnel that waits for its next attempt makes it at once.
+    Rotate(command::CommandArgs),
+
+    /// End a tunnel's sessions and begin anew, without giving up its port
+    ///
+    /// Open connections are cut; clients that come meanwhile wait until the new session is ready.
+    Restart(command::CommandArgs),
+
+    /// Let a tunnel take no new connections, for a maintenance of the destination
+    ///
+    /// New clients are not refused: they wait for up to `hold`, so that they do not notice a maintenance that is
+    /// shorter. Open connections go on, and the sessions are kept up. This lasts until `autossm resume`, or until the
+    /// daemon is started anew.
+    Drain(command::CommandArgs),
+
+    /// Let a drained tunnel take connections again
+    Resume(command::CommandArgs),
+
+    /// Wait until a tunnel is up
+    Wait(wait::WaitArgs),
 
     /// Link the unit of each enabled tunnel (called by autossm-generator)
     #[command(hide = true)]

@@ -107,6 +107,14 @@ impl Client {
     /// The refusal, or that nothing came.
     pub async fn ask(&mut self, request: Request) -> Result<Reply, Error> {
         self.send(request).await?;
+        self.reply().await
+    }
+
+    /// One more reply to what was asked.
+    ///
+    /// # Errors
+    /// The refusal, or that nothing came.
+    pub async fn reply(&mut self) -> Result<Reply, Error> {
         match timeout(PATIENCE, self.next()).await {
             Ok(Some(reply)) => reply,
             Ok(None) => Err(Error::Io(io::ErrorKind::UnexpectedEof.into())),

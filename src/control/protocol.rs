@@ -212,7 +212,7 @@ pub enum State {
     Draining,
     /// No new clients; open connections have their time.
     Stopping,
-    /// Nothing is left.
+    /// Nothing is left. Clients say so of a tunnel that no daemon runs, too.
     Stopped,
     /// Another one, of a newer daemon.
     #[default]

@@ -21,7 +21,7 @@ const WAKE_UPS: u64 = 10;
 const RECOVERY: u64 = 500;
 
 /// The program, built with the profile of releases.
-async fn shipped() -> PathBuf {
+pub async fn shipped() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let target = test.ancestors().nth(3).expect("target/PROFILE/deps/e2e");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

@@ -10,6 +10,7 @@
 
 mod bytes;
 mod clients;
+mod control;
 mod cost;
 mod daemon;
 mod encrypted;

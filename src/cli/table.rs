@@ -1,0 +1,246 @@
+//! The table of `autossm status`.
+
+use std::time::Duration;
+
+use super::paint::{Colour, Painter, age, bytes, wait};
+use crate::control::protocol::{Phase, State, Status, Step};
+
+/// A column's heading, and how early it goes where the terminal is too narrow: those with 0 stay.
+const COLUMNS: [(&str, u8); 16] = [
+    ("TUNNEL", 0),
+    ("STATE", 0),
+    ("SINCE", 0),
+    ("LISTEN", 1),
+    ("TARGET", 4),
+    ("SESSIONS", 5),
+    ("AGE", 10),
+    ("RESUMES/24H", 8),
+    ("OPEN", 2),
+    ("SERVED", 7),
+    ("HELD", 3),
+    ("FAILED", 6),
+    ("UP", 12),
+    ("DOWN", 13),
+    ("RTT", 11),
+    ("CREDENTIALS", 9),
+];
+/// Between two columns.
+const GAP: usize = 2;
+/// Where there is nothing to say.
+const NOTHING: &str = "–";
+
+/// Every tunnel a row, and below them what is wrong. `width`: of the terminal, if it is one.
+pub fn table(statuses: &[Status], painter: Painter, width: Option<usize>) -> String {
+    let rows: Vec<[String; 16]> = statuses.iter().map(row).collect();
+    let widths: [usize; 16] = std::array::from_fn(|column| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain(COLUMNS.get(column).map(|(heading, _)| heading.len())).max().unwrap_or(0)
+    });
+    let shown = shown(&widths, width);
+    let mut text = String::new();
+    let mut line = |cells: &dyn Fn(usize) -> (String, Colour)| {
+        let mut line = String::new();
+        for &column in &shown {
+            let (cell, colour) = cells(column);
+            let width = widths.get(column).copied().unwrap_or(0);
+            line.push_str(&painter.padded(&cell, colour, width + GAP));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    };
+    let heading = |column: usize| COLUMNS.get(column).map_or("", |(heading, _)| heading);
+    line(&|column| (heading(column).to_owned(), Colour::Dim));
+    for (row, status) in rows.iter().zip(statuses) {
+        line(&|column| {
+            let colour = match (column, status.connections.failed) {
+                (0, _) => Colour::Bold,
+                (1, _) => Colour::of_state(status.state),
+                (11, 1..) => Colour::Yellow,
+                _ => Colour::Plain,
+            };
+            (row.get(column).cloned().unwrap_or_default(), colour)
+        });
+    }
+    for status in statuses {
+        if let Some(trouble) = trouble(status) {
+            let name = painter.paint(&status.name, Colour::Bold);
+            let trouble = painter.paint(&trouble, Colour::of_state(status.state));
+            text.push_str(&format!("{name}: {trouble}\n"));
+        }
+    }
+    text
+}
+
+/// The columns that fit.
+fn shown(widths: &[usize; 16], width: Option<usize>) -> Vec<usize> {
+    let mut shown: Vec<usize> = (0..COLUMNS.len()).collect();
+    let needed = |shown: &[usize]| -> usize {
+        shown.iter().filter_map(|column| widths.get(*column)).map(|width| width + GAP).sum::<usize>() - GAP
+    };
+    while let Some(width) = width
+        && needed(&shown) > width
+    {
+        let rank = |column: &usize| COLUMNS.get(*column).map_or(0, |(_, rank)| *rank);
+        let Some(last) = shown.iter().copied().max_by_key(rank).filter(|column| rank(column) > 0) else {
+            break;
+        };
+        shown.retain(|column| *column != last);
+    }
+    shown
+}
+
+fn row(status: &Status) -> [String; 16] {
+    if !is_running(status) {
+        return std::array::from_fn(|column| match column {
+            0 => status.name.clone(),
+            1 => "not running".to_owned(),
+            3 => status.listen.join(" "),
+            4 => status.targets.join(" "),
+            _ => NOTHING.to_owned(),
+        });
+    }
+    let ready = status.sessions.iter().filter(|session| session.phase == Phase::Ready);
+    let oldest = ready.clone().map(|session| session.began).min();
+    // The one that serves; of several the first.
+    let target = status.sessions.iter().find_map(|session| session.target.clone());
+    let connections = &status.connections;
+    [
+        status.name.clone(),
+        status.state.word().to_owned(),
+        age(status.now.since(status.since)),
+        status.listen.join(" "),
+        target.unwrap_or_else(|| status.targets.join(" ")),
+        format!("{}/{}", ready.count(), status.sessions_wanted),
+        oldest.map_or_else(|| NOTHING.to_owned(), |began| age(status.now.since(began))),
+        status.resumes.last_day.to_string(),
+        connections.open.to_string(),
+        connections.served.to_string(),
+        connections.held.to_string(),
+        connections.failed.to_string(),
+        bytes(status.up_bytes),
+        bytes(status.down_bytes),
+        status.agent_rtt_ms.map_or_else(|| NOTHING.to_owned(), |millis| format!("{millis:.0} ms")),
+        credentials(status),
+    ]
+}
+
+/// A tunnel that nobody runs is described without a process.
+fn is_running(status: &Status) -> bool {
+    status.daemon.pid != 0
+}
+
+/// When the credentials expire, in few words.
+pub fn credentials(status: &Status) -> String {
+    match &status.credentials {
+        None => NOTHING.to_owned(),
+        Some(credentials) => match credentials.expires {
+            None => "do not expire".to_owned(),
+            Some(at) if at > status.now => format!("in {}", age(at.since(status.now))),
+            Some(at) => format!("expired {} ago", age(status.now.since(at))),
+        },
+    }
+}
+
+/// What is waited for and why, where the tunnel does not simply serve.
+pub fn trouble(status: &Status) -> Option<String> {
+    let reason = status.failure.as_ref().map(|failure| failure.text.clone());
+    let interrupted = status.sessions.iter().find_map(|session| session.interruption.as_ref());
+    match status.state {
+        State::Stopped if !is_running(status) => {
+            Some(format!("start it: systemctl start autossm@{}", status.name))
+        }
+        State::Up | State::Unknown | State::Stopped => None,
+        State::Degraded => {
+            Some(status.destination.as_ref().and_then(|d| d.reason.clone()).unwrap_or_else(|| next(status)))
+        }
+        State::Draining => Some(format!("clients are held until: autossm resume {}", status.name)),
+        State::Interrupted => {
+            let why = interrupted.map(|interruption| match &interruption.failure {
+                Some(failure) => format!("{}; not resumed yet: {}", interruption.reason, failure.text),
+                None => interruption.reason.clone(),
+            });
+            Some(format!("data channel down ({}); {}", why.unwrap_or_default(), next(status)))
+        }
+        State::Waiting => Some(next(status)),
+        State::Starting => reason.map(|reason| format!("trying again after: {reason}")),
+        State::Stopping => Some(next(status)),
+    }
+}
+
+/// `next try in 12s: target not connected: …`
+pub fn next(status: &Status) -> String {
+    let Some(next) = &status.next else { return "nothing is waited for".to_owned() };
+    let within = wait(if next.at > status.now { next.at.since(status.now) } else { Duration::ZERO });
+    let what = match next.what {
+        Step::Start => format!("next try in {within}"),
+        Step::Failover => format!("a second session is started in {within}"),
+        Step::OpeningOver => format!("the session that opens is given up in {within}"),
+        Step::ResumingOver => format!("the interrupted session is given up in {within}"),
+        Step::Rotation => format!("the session is replaced in {within}"),
+        Step::DrainOver => format!("the retired session's connections are cut in {within}"),
+        Step::StoppingOver => format!("stopped in {within} at the latest"),
+        Step::Unknown => format!("something in {within}"),
+    };
+    match &next.reason {
+        Some(reason) => format!("{what}: {reason}"),
+        None => what,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::protocol::{Daemon, Next, Session};
+    use crate::control::time::Timestamp;
+
+    fn status(name: &str, state: State) -> Status {
+        let now = Timestamp::from_millis(1_772_287_387_250);
+        Status {
+            name: name.to_owned(),
+            now,
+            since: now.before(Duration::from_secs(11_520)),
+            state,
+            listen: vec!["127.0.0.1:15432".to_owned()],
+            targets: vec!["i-0123456789abcdef0".to_owned()],
+            sessions_wanted: 1,
+            daemon: Daemon { pid: 1, ..Daemon::default() },
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn a_tunnel_has_a_row_and_trouble_its_reason() {
+        let mut up = status("billing-db", State::Up);
+        up.sessions.push(Session {
+            phase: Phase::Ready,
+            began: up.now.before(Duration::from_secs(61)),
+            ..Session::default()
+        });
+        let mut waiting = status("search", State::Waiting);
+        waiting.next = Some(Next {
+            at: waiting.now.after(Duration::from_millis(11_200)),
+            what: Step::Start,
+            reason: Some("target not connected: i-0 is not connected".to_owned()),
+        });
+        let not = Status { daemon: Daemon::default(), ..status("spare", State::Stopped) };
+        let text = table(&[up, waiting, not], Painter::plain(), None);
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].starts_with("TUNNEL") && lines[0].ends_with("CREDENTIALS"), "{text}");
+        assert!(lines[1].starts_with("billing-db  up           3h12m  127.0.0.1:15432"), "{text}");
+        assert!(lines[1].contains("  1/1       1m "), "{text}");
+        assert!(lines[3].starts_with("spare       not running  –      127.0.0.1:15432"), "{text}");
+        assert_eq!(lines[4], "search: next try in 12s: target not connected: i-0 is not connected");
+        assert_eq!(lines[5], "spare: start it: systemctl start autossm@spare");
+    }
+
+    #[test]
+    fn a_narrow_terminal_loses_what_matters_least() {
+        let statuses = [status("db", State::Up)];
+        for width in [40, 60, 80, 100, 140] {
+            let text = table(&statuses, Painter::plain(), Some(width));
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{width}: {text}");
+            assert!(text.starts_with("TUNNEL  STATE  SINCE"), "{width}: {text}");
+        }
+        assert!(table(&statuses, Painter::plain(), Some(80)).contains("LISTEN"));
+    }
+}
