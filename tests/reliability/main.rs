@@ -19,6 +19,7 @@ mod soak;
 mod step;
 mod table;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -31,6 +32,9 @@ struct Arguments {
     /// Write the figures into docs/reliability.md
     #[arg(long, global = true)]
     write: bool,
+    /// Another build of the program, such as the one that ships
+    #[arg(long, global = true, value_name = "PATH", default_value = daemon::PROGRAM)]
+    program: PathBuf,
     /// Tunnels under test at the same time
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     jobs: Option<u16>,
@@ -65,18 +69,18 @@ enum What {
 }
 
 fn main() -> ExitCode {
-    let Arguments { what, write, jobs } = Arguments::parse();
+    let Arguments { what, write, program, jobs } = Arguments::parse();
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     // Most of a tunnel's time under test is waiting.
     let jobs = jobs.map_or(6 * cores, usize::from);
     let runtime = tokio::runtime::Runtime::new().expect("threads");
     let well = runtime.block_on(async {
         match what {
-            What::Table { only, long } => table::run(&only, long, jobs, write).await,
+            What::Table { only, long } => table::run(&program, &only, long, jobs, write).await,
             What::Random { seed, count } => {
-                random::run(seed.unwrap_or_else(|| rand::random::<u32>().into()), count, jobs).await
+                random::run(&program, seed.unwrap_or_else(|| rand::random::<u32>().into()), count, jobs).await
             }
-            What::Soak { seconds } => soak::run(seconds, write).await,
+            What::Soak { seconds } => soak::run(&program, seconds, write).await,
         }
     });
     // A client that is still waiting must not keep the process.

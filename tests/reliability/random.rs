@@ -1,6 +1,7 @@
 //! Random faults, one after another and at once. The seed decides the schedule, so that it can be had again; what the
 //! machine makes of it may differ.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,9 +24,9 @@ const WAIT: Duration = Duration::from_secs(60);
 const RECOVERY: Duration = Duration::from_secs(45);
 
 /// Runs `count` schedules, from that of `seed` on. Returns whether every invariant has held.
-pub async fn run(seed: u64, count: u64, jobs: usize) -> bool {
+pub async fn run(program: &Path, seed: u64, count: u64, jobs: usize) -> bool {
     let runs = stream::iter(seed..seed + count).map(async |seed| {
-        let plan = Arc::new(plan(seed));
+        let plan = Arc::new(plan(program, seed));
         let schedule: Vec<_> = plan.steps.iter().map(ToString::to_string).collect();
         println!("--seed {seed} [{} {}]: {}", plan.mode.word(), plan.sessions, schedule.join(", "));
         (seed, run::run(plan).await)
@@ -40,7 +41,7 @@ pub async fn run(seed: u64, count: u64, jobs: usize) -> bool {
     broken.is_empty()
 }
 
-fn plan(seed: u64) -> Plan {
+fn plan(program: &Path, seed: u64) -> Plan {
     let mut dice = StdRng::seed_from_u64(seed);
     let mode = *[Mode::Hold, Mode::Hold, Mode::Observe].choose(&mut dice).unwrap();
     let mut steps = Vec::new();
@@ -52,6 +53,7 @@ fn plan(seed: u64) -> Plan {
     // Each step may cost every session and the long-lived connection.
     let most = steps.len();
     Plan {
+        program: program.to_owned(),
         name: format!("--seed {seed}"),
         mode,
         sessions: dice.random_range(1..=3),

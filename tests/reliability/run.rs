@@ -1,6 +1,6 @@
 //! One tunnel under test: a lab, a daemon, clients, what is done to them, and what came of it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,15 +9,16 @@ use autossm_lab::load::{Attempt, Load, Seen, SessionEnd};
 use autossm_lab::options::Options;
 use tokio::process::Command;
 
-use crate::daemon::{Daemon, Line, PROGRAM, folder, own_address, tunnel};
+use crate::daemon::{Daemon, Line, folder, own_address, tunnel};
 use crate::step::{Done, Step};
 
 /// The default, which the bounds go by.
 pub const HOLD: Duration = Duration::from_secs(30);
 /// A connection to the API is kept for the next call for 5 s; whether it is too old is looked at every 5 s.
 const AT_REST: Duration = Duration::from_secs(11);
-/// From the last client's end until all that its connections and the faults have cost is given back.
-const SETTLED: Duration = Duration::from_secs(25);
+/// From the last client's end until all that its connections and the faults have cost is given back, and the last session is
+/// back: the clock of access may be at 30 s.
+const SETTLED: Duration = Duration::from_secs(40);
 /// Beyond every bound for being served again: the figure is printed then, too.
 const SERVED_AGAIN: Duration = Duration::from_secs(90);
 
@@ -57,6 +58,8 @@ pub struct Bound {
 
 /// What is to be run.
 pub struct Plan {
+    /// The build under test.
+    pub program: PathBuf,
     pub name: String,
     pub mode: Mode,
     pub sessions: u64,
@@ -110,6 +113,7 @@ impl Usage {
 
 /// A daemon whose tunnel reaches the lab's echo server over TLS; up.
 pub async fn daemon(
+    program: &Path,
     lab: &Lab,
     mode: Mode,
     sessions: u64,
@@ -125,7 +129,7 @@ pub async fn daemon(
     let config = tunnel(lab, "echo", address, lab.echo_addr(), &keys)
         .replace(&lab.stream_endpoint_ws(), &lab.stream_endpoint_wss());
     let folder = folder();
-    let mut command = Command::new(PROGRAM);
+    let mut command = Command::new(program);
     command.env_clear();
     prepare(&mut command, folder.path());
     let daemon = Daemon::spawn(command, folder, "info,autossm::driver::usage=trace", address, &config);
@@ -190,7 +194,7 @@ async fn attempt(plan: Arc<Plan>) -> Figures {
     let lab = Arc::new(Lab::start(Options { kms_key, ..Options::default() }).await.unwrap());
     let kms = lab.stream_endpoint_wss().replace("wss://", "https://");
     let keys = if plan.encrypted { format!("kms_endpoint = \"{kms}\"\n") } else { String::new() };
-    let daemon = daemon(&lab, plan.mode, plan.sessions, &keys, |_, _| ()).await;
+    let daemon = daemon(&plan.program, &lab, plan.mode, plan.sessions, &keys, |_, _| ()).await;
     let base = at_rest(&daemon).await;
 
     let load = Load::start(daemon.address, plan.rate);

@@ -45,11 +45,11 @@ pub struct Sample {
 }
 
 /// Lives a day in so many seconds. Returns whether every invariant has held.
-pub async fn run(seconds: u64, write: bool) -> bool {
+pub async fn run(program: &Path, seconds: u64, write: bool) -> bool {
     let hour = Duration::from_secs(seconds) / HOURS;
     let lab = Arc::new(Lab::start(Options::default()).await.unwrap());
     let keys = "profile = \"soak\"\n";
-    let daemon = run::daemon(&lab, Mode::Hold, 1, keys, |command, folder| {
+    let daemon = run::daemon(program, &lab, Mode::Hold, 1, keys, |command, folder| {
         credentials(command, folder, SHORTEST_CREDENTIALS.max(hour / 4));
     })
     .await;

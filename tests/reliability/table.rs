@@ -1,5 +1,6 @@
 //! The table: a row for each fault, and what clients may see of it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -216,8 +217,8 @@ fn outages() -> Vec<Row> {
         row(
             "way slow (200 ms, 64 kB/s) for 15 s",
             lasts(Fault::SlowLink(link), 15),
-            bound(A_LITTLE, A_LITTLE),
-            bound(A_LITTLE, A_LITTLE),
+            bound(A_LITTLE, 2 * A_LITTLE),
+            bound(A_LITTLE, 2 * A_LITTLE),
         ),
         row(
             "2 % of messages lost for 10 s",
@@ -249,8 +250,8 @@ fn outages() -> Vec<Row> {
         row(
             "sessions live 8 s, for 20 s",
             lasts(Fault::MaximumLife(seconds(8)), 20),
-            bound(A_LITTLE, A_LITTLE).cuts(3).starts(3),
-            bound(A_LITTLE, A_LITTLE).cuts(3).starts(3),
+            bound(A_LITTLE, A_LITTLE).cuts(6).starts(3),
+            bound(A_LITTLE, A_LITTLE).cuts(6).starts(3),
         ),
     ]
 }
@@ -270,7 +271,7 @@ fn api(call: Call, kind: ApiFault) -> Row {
     let (hold, observe) = match (call, kind) {
         // 8 to 15 s, and the next time 15 to 30 s: somebody has to do something, most of the time.
         (Call::Start, ApiFault::Denied | ApiFault::Forbidden | ApiFault::Expired) | (Call::DataKey, _) => {
-            let one = bound(30 + A_LITTLE, 30 + A_LITTLE).cuts(2).starts(4).times_out();
+            let one = bound(30 + A_LITTLE, 30 + A_LITTLE).cuts(2).starts(8).times_out();
             (one, one)
         }
         // Up to 2, 4, 8 and 16 s, or up to 0.5, 1, 2, 4, 8 and 10 s. No client waits for as long as `hold`.
@@ -283,8 +284,10 @@ fn api(call: Call, kind: ApiFault) -> Row {
             let one = bound(FAILOVER, A_LITTLE).cuts(1).starts(1);
             (one, one.starts(3))
         }
+        // Whoever was given to the session before the close was known waits until it is resumed.
         (Call::Resume, _) => {
-            (bound(FAILOVER, 10 + A_LITTLE).starts(1), bound(FAILOVER, A_LITTLE).cuts(2).starts(2))
+            let next_attempt = 10 + A_LITTLE;
+            (bound(TIME + next_attempt, next_attempt).starts(1), bound(FAILOVER, A_LITTLE).cuts(2).starts(2))
         }
         (Call::Terminate, _) => {
             let one = bound(A_LITTLE, A_LITTLE).cuts(1).starts(1);
@@ -302,7 +305,7 @@ fn api(call: Call, kind: ApiFault) -> Row {
 }
 
 /// Runs all rows, or those with `only` in their name. Returns whether every invariant has held.
-pub async fn run(only: &str, long: bool, jobs: usize, write: bool) -> bool {
+pub async fn run(program: &Path, only: &str, long: bool, jobs: usize, write: bool) -> bool {
     let began = Instant::now();
     let rows = rows();
     let missing = step::missing(rows.iter().flat_map(|row| &row.steps));
@@ -315,7 +318,16 @@ pub async fn run(only: &str, long: bool, jobs: usize, write: bool) -> bool {
             if let Ok(bound) = row.bound(mode) {
                 let (name, steps) = (row.name.clone(), row.steps.clone());
                 let encrypted = row.encrypted;
-                let plan = Plan { name, mode, sessions, rate: RATE, encrypted, steps, bound };
+                let plan = Plan {
+                    program: program.to_owned(),
+                    name,
+                    mode,
+                    sessions,
+                    rate: RATE,
+                    encrypted,
+                    steps,
+                    bound,
+                };
                 plans.push((number, column, row.long, Arc::new(plan)));
             }
         }
