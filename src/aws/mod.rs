@@ -3,6 +3,7 @@
 //! [`sdk::Clients`] hands out an [`api::Api`] for each distinct identity of the configuration. Everything that can go
 //! wrong becomes a [`Failure`](crate::tunnel::failure::Failure) in `errors`, and nothing is retried here.
 
+pub mod agent;
 pub mod api;
 mod credentials;
 pub mod errors;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::aws::api::{Api, StartRequest};
+use crate::aws::api::{Api, Node, StartRequest};
 use crate::config::{Target, Tunnel};
 use crate::tunnel::failure::{Class, Failure};
 
@@ -13,8 +13,10 @@ const TO_REMOTE_HOST: &str = "AWS-StartPortForwardingSessionToRemoteHost";
 /// The API's limit on a reason, in characters.
 const REASON: usize = 256;
 
-/// How old an answer of the service may be.
-const CACHED: Duration = Duration::from_secs(30);
+/// How old a list of nodes may be where all is well.
+pub const REMEMBERED: Duration = Duration::from_secs(30);
+/// How old it may be where a target of it was found to be away: whoever asks at the same time shares the answer.
+pub const FRESH: Duration = Duration::from_secs(2);
 
 /// The request for a session of `tunnel` with `target`; `host` is this host's name.
 pub fn start_request(tunnel: &Tunnel, target: &str, host: &str) -> StartRequest {
@@ -39,20 +41,24 @@ pub fn start_request(tunnel: &Tunnel, target: &str, host: &str) -> StartRequest 
     }
 }
 
-/// The target for the `attempt`-th attempt in a row, from 0: each failure moves on to the next one, and from the last
-/// to the first again. Fails where a tag has no managed node that is online, or nodes cannot be listed.
-pub async fn resolve(api: &dyn Api, target: &Target, attempt: usize) -> Result<String, Failure> {
-    let (ids, nobody) = match target {
-        Target::Ids(ids) => (ids.clone(), "no target is configured".to_owned()),
-        Target::Tag { key, value } => (
-            api.online_nodes(key, value, CACHED).await?.into_iter().map(|node| node.id).collect(),
-            format!("no managed node with tag {key}={value} is online in {}", api.region()),
-        ),
+/// Those that a session may be started with, in the order of preference; the nodes of a tag from an answer of the service
+/// that is at most `max_age` old. There is at least one.
+///
+/// # Errors
+/// A tag has no node that is online, or nodes cannot be listed.
+pub async fn candidates(api: &dyn Api, target: &Target, max_age: Duration) -> Result<Vec<Node>, Failure> {
+    let (key, value) = match target {
+        Target::Ids(ids) => {
+            return Ok(ids.iter().map(|id| Node { id: id.clone(), agent_version: None }).collect());
+        }
+        Target::Tag { key, value } => (key, value),
     };
-    match attempt.checked_rem(ids.len()).and_then(|place| ids.get(place)) {
-        Some(id) => Ok(id.clone()),
-        None => Err(Failure::new(Class::TargetNotConnected, nobody)),
+    let nodes = api.online_nodes(key, value, max_age).await?;
+    if nodes.is_empty() {
+        let text = format!("no managed node with tag {key}={value} is online in {}", api.region());
+        return Err(Failure::new(Class::TargetNotConnected, text));
     }
+    Ok(nodes)
 }
 
 /// This host's name, or `localhost` where it has none.
@@ -73,7 +79,7 @@ mod tests {
     use futures_util::future::BoxFuture;
 
     use super::*;
-    use crate::aws::api::{Node, Resumption, StartedSession};
+    use crate::aws::api::{Resumption, StartedSession};
     use crate::config::{GatewayMode, Identity};
 
     fn tunnel() -> Tunnel {
@@ -193,21 +199,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_failure_moves_on_to_the_next_target() {
-        let list = Target::Ids(vec!["i-1".to_owned(), "mi-2".to_owned()]);
-        let tag = Target::Tag { key: "Role".to_owned(), value: "bastion".to_owned() };
-        let api = Nodes(vec!["i-1", "mi-2"]);
-        for target in [list, tag] {
-            for (attempt, expected) in [(0, "i-1"), (1, "mi-2"), (2, "i-1"), (usize::MAX, "mi-2")] {
-                assert_eq!(resolve(&api, &target, attempt).await.unwrap(), expected);
-            }
-        }
+    async fn containers_and_ids_stay_as_they_are_and_in_their_order() {
+        let container =
+            "ecs:prod_0123456789abcdef0123456789abcdef_0123456789abcdef0123456789abcdef-1234567890";
+        let ids = ["mi-2", container, "i-1"].map(str::to_owned).to_vec();
+        let found = candidates(&Nodes(vec![]), &Target::Ids(ids.clone()), REMEMBERED).await.unwrap();
+        assert_eq!(found.iter().map(|node| node.id.clone()).collect::<Vec<_>>(), ids);
+        assert_eq!(start_request(&tunnel(), container, "web-1").target, container);
     }
 
     #[tokio::test]
-    async fn a_tag_without_nodes_is_a_target_not_connected() {
+    async fn a_tag_stands_for_its_nodes_and_without_any_for_a_target_that_is_not_connected() {
         let tag = Target::Tag { key: "Role".to_owned(), value: "bastion".to_owned() };
-        let failure = resolve(&Nodes(vec![]), &tag, 0).await.unwrap_err();
+        let found = candidates(&Nodes(vec!["i-1", "mi-2"]), &tag, REMEMBERED).await.unwrap();
+        assert_eq!(found.iter().map(|node| &*node.id).collect::<Vec<_>>(), ["i-1", "mi-2"]);
+        let failure = candidates(&Nodes(vec![]), &tag, REMEMBERED).await.unwrap_err();
         assert_eq!(failure.class, Class::TargetNotConnected);
         assert_eq!(failure.text, "no managed node with tag Role=bastion is online in eu-west-1");
     }

@@ -1,6 +1,7 @@
 //! A task per tunnel: events in, actions out. It decides nothing; what it waits for, it waits for in tasks of their
 //! own, so that a request to stop is never queued behind slow work.
 
+mod begin;
 mod describe;
 pub mod folder;
 mod line;
@@ -12,6 +13,7 @@ mod seen;
 pub mod service;
 mod session;
 pub mod snapshot;
+mod targets;
 pub mod tunnels;
 mod usage;
 
@@ -25,32 +27,32 @@ use std::time::Duration;
 use rand::RngExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::aws::api::Api;
 use crate::aws::sdk::Clients;
-use crate::aws::target;
 use crate::config::{self, GatewayMode};
 use crate::control::access::Access;
 use crate::control::place;
 use crate::control::server::{Ask, Server};
-use crate::gateway::Authority;
-use crate::plugin::find::find;
+use crate::gateway::{self, Authority};
 use crate::plugin::process::Running;
 use crate::plugin::version::Versions;
 use crate::proxy::{Route, Stats};
 use crate::telemetry::history::History;
 use crate::telemetry::recorder::{HISTORY, Recorder};
-use crate::tunnel::failure::Failure;
+use crate::tunnel::failure::{Class, Failure};
 use crate::tunnel::status::State;
 use crate::tunnel::{Action, Event, Generation, Report, SessionEvent, Settings, Tunnel};
+use begin::{SharedTargets, begin, tell_of_agent};
 use describe::Clock;
 use folder::Folder;
 use numbers::Numbers;
 use record::Record;
 #[cfg(any(test, fuzzing))]
 pub(crate) use record::fuzz as fuzz_record;
-use session::{Begun, Message, Session};
+use session::{Message, Session};
 use snapshot::Snapshot;
 
 /// Messages that wait for the driver. It empties this faster than anything fills it; where it does not, the senders
@@ -98,6 +100,9 @@ pub struct Driver {
     core: Tunnel,
     began: Instant,
     sessions: HashMap<Generation, Session>,
+    targets: SharedTargets,
+    /// Since when there has been no target, and who looks for one.
+    waiting_for_target: Option<(Instant, AbortOnDropHandle<()>)>,
     record: Record,
     /// Of this process, given up while the service terminated nothing.
     left: Vec<String>,
@@ -164,6 +169,8 @@ impl Driver {
             core,
             began,
             sessions: HashMap::new(),
+            targets: SharedTargets::default(),
+            waiting_for_target: None,
             record,
             left: Vec::new(),
             sender,
@@ -252,12 +259,25 @@ impl Driver {
                     begun.target
                 );
                 self.api = Some(begun.api.clone());
+                session.seen.agent_version.clone_from(&begun.agent_version);
+                if let Some(version) = &begun.agent_version {
+                    tell_of_agent(&self.config, &id, version);
+                }
                 session.begun = Some(*begun);
                 (generation, SessionEvent::Started)
             }
             Message::Begun(generation, Err(failure)) => (generation, SessionEvent::StartFailed(failure)),
+            Message::TargetOnline => return Some(Event::TargetOnline),
             Message::Gateway(generation, event) => {
                 self.saw(generation, &event);
+                let away = match event {
+                    gateway::Event::AgentAway | gateway::Event::AgentSilent => Some(true),
+                    gateway::Event::AgentBack | gateway::Event::ChannelResumed { .. } => Some(false),
+                    _ => None,
+                };
+                if let Some(away) = away {
+                    begin::lock(&self.targets).set_away(generation, away);
+                }
                 (generation, self.sessions.get_mut(&generation)?.gateway_event(&self.config, event)?)
             }
             Message::Plugin(generation, event) => {
@@ -298,7 +318,7 @@ impl Driver {
 
     fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
-            Action::Start(generation, target) => self.start(generation, target),
+            Action::Start(generation, _) => self.start(generation),
             Action::Launch(generation) => {
                 let failure = self.launch(generation).err()?;
                 return Some(Event::Session(generation, SessionEvent::LaunchFailed(failure)));
@@ -333,6 +353,7 @@ impl Driver {
                     self.left.retain(|session| recorded.contains(session));
                     self.terminate_left(self.left.clone());
                 }
+                self.note_target(&report);
                 if let Report::Resumed(_, after, _) = report {
                     self.snapshot.send_modify(|snapshot| {
                         snapshot.resumed += 1;
@@ -358,14 +379,42 @@ impl Driver {
         self.sessions.get(&generation)?.plugin.as_ref()
     }
 
-    fn start(&mut self, generation: Generation, target: usize) {
-        let (config, shared) = (self.config.clone(), self.shared.clone());
+    fn start(&mut self, generation: Generation) {
+        let (config, shared, targets) = (self.config.clone(), self.shared.clone(), self.targets.clone());
         self.sessions.insert(generation, Session::default());
-        let sender = self.sender.clone();
+        let (sender, beside) = (self.sender.clone(), self.core.beside(generation));
         tokio::spawn(async move {
-            let begun = begin(&config, &shared, target).await.map(Box::new);
+            let begun = begin(&config, &shared, &targets, generation, &beside).await.map(Box::new);
             let _ = sender.send(Message::Begun(generation, begun)).await;
         });
+    }
+
+    /// What a report says of targets.
+    fn note_target(&mut self, report: &Report) {
+        match report {
+            Report::Ready(generation, _) => {
+                begin::lock(&self.targets).there(*generation);
+                self.waiting_for_target = None;
+            }
+            Report::Failed(generation, failure, _) => {
+                let started = self.sessions.get(generation).is_some_and(|session| session.begun.is_some());
+                if started && failure.class == Class::Network {
+                    // The service has taken it for connected, and nothing came of it.
+                    begin::lock(&self.targets).not_there(*generation, Instant::now().into_std());
+                }
+                if failure.class == Class::TargetNotConnected {
+                    self.wait_for_target();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn wait_for_target(&mut self) {
+        let since = self.waiting_for_target.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+        let (config, shared) = (self.config.clone(), self.shared.clone());
+        let watch = begin::watch(config, shared, self.targets.clone(), since.into_std(), self.sender.clone());
+        self.waiting_for_target = Some((since, AbortOnDropHandle::new(tokio::spawn(watch))));
     }
 
     fn launch(&mut self, generation: Generation) -> Result<(), Failure> {
@@ -385,6 +434,7 @@ impl Driver {
     }
 
     fn forget(&mut self, generation: Generation, over: bool) {
+        begin::lock(&self.targets).over(generation);
         let Some(session) = self.sessions.remove(&generation) else { return };
         if session.id().is_empty() {
             return;
@@ -463,26 +513,12 @@ fn open_control(
     }
 }
 
-/// Everything up to an answer of StartSession. The plugin is looked for first: without one, a session would be started
-/// only to be terminated.
-async fn begin(config: &config::Tunnel, shared: &Shared, target: usize) -> Result<Begun, Failure> {
-    let plugin = find(&config.plugin)?;
-    shared.versions.check(&plugin).await?;
-    let api = shared.clients.get(&config.identity).await?;
-    let target = target::resolve(&*api, &config.target, target).await?;
-    let request = target::start_request(config, &target, &target::host_name());
-    let started = api.start_session(&request).await?;
-    Ok(Begun { api, plugin, target, request, started })
-}
-
 /// The core's part of a tunnel's configuration.
 fn settings(config: &config::Tunnel) -> Settings {
     Settings {
         sessions: usize::from(config.sessions),
-        targets: match &config.target {
-            config::Target::Ids(ids) => ids.len(),
-            config::Target::Tag { .. } => 1,
-        },
+        // Which of them is `targets`' business.
+        targets: 1,
         failover_after: config.failover_after,
         // When only watched, a connection does not outlive its WebSocket: nothing is worth waiting for.
         resume_for: match config.gateway {

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::Shared;
+use super::begin::tell_of_agent;
 use super::seen::Seen;
 use crate::aws::api::{Api, StartRequest, StartedSession};
 use crate::config::{self, GatewayMode};
@@ -27,6 +28,7 @@ const EVENTS: usize = 64;
 /// What comes back to the driver.
 pub(super) enum Message {
     Begun(Generation, Result<Box<Begun>, Failure>),
+    TargetOnline,
     Gateway(Generation, gateway::Event),
     Plugin(Generation, process::Event),
     Connections(Generation, usize),
@@ -39,6 +41,8 @@ pub(super) struct Begun {
     /// The plugin's program.
     pub plugin: PathBuf,
     pub target: String,
+    /// As the service's list of nodes has it, where that was asked for.
+    pub agent_version: Option<String>,
     pub request: StartRequest,
     pub started: StartedSession,
 }
@@ -123,6 +127,14 @@ impl Session {
             gateway::Event::ChannelOpened => None,
             gateway::Event::Handshake { agent_version, session_type, encrypted } => {
                 debug!(tunnel, session, agent_version, session_type, encrypted, "handshake");
+                // Once, whoever names it first.
+                if self
+                    .begun
+                    .as_ref()
+                    .is_none_or(|begun| begun.agent_version.as_ref() != Some(&agent_version))
+                {
+                    tell_of_agent(config, &session, &agent_version);
+                }
                 self.encrypted = Some(encrypted);
                 if encrypted {
                     info!(
@@ -165,6 +177,8 @@ impl Session {
                 debug!(tunnel, session, event = "round_trip", duration_us, "keep-alive acknowledged");
                 None
             }
+            // What follows from it is told as that.
+            gateway::Event::AgentSilent => None,
             gateway::Event::AgentAway => {
                 debug!(tunnel, session, event = "agent_away", "the agent has lost its connection");
                 None

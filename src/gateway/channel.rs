@@ -359,6 +359,7 @@ impl Channel {
         } else if silent && self.down.is_none() {
             self.down = Some(now);
             let reason = format!("the agent acknowledges nothing for {} s", agent_clock::PATIENCE.as_secs());
+            self.tell(Some(Event::AgentSilent)).await;
             self.tell(Some(Event::ChannelClosed { code: None, reason })).await;
         }
         if self.down.is_none() {

@@ -125,6 +125,8 @@ pub enum Event {
     AgentAway,
     /// It is heard of again.
     AgentBack,
+    /// The agent acknowledges nothing for too long. `ChannelClosed` follows, and `ChannelResumed` when it does again.
+    AgentSilent,
     /// The plugin does nothing any more; it has to be replaced.
     PluginHung {
         /// What was seen.

@@ -91,6 +91,25 @@ pub static ENTRIES: &[Entry] = &[
                Nothing has to be done. The session's id is the one that the console and CloudTrail show.",
     },
     Entry {
+        event: "target_passed_over",
+        id: "b8b090b8d43444c3bfbbdb0d9b4df7d5",
+        subject: "A target is not connected, and another one is tried",
+        text: "StartSession was refused for target @AUTOSSM_TARGET@ of tunnel @AUTOSSM_TUNNEL@:\n\
+               @AUTOSSM_REASON@. The next one is tried at once; this one again with a later session.\n\n\
+               Nothing has to be done if the instance was replaced. Otherwise look at the SSM agent on\n\
+               the target.",
+    },
+    Entry {
+        event: "agent_too_old",
+        id: "4a5cfc9ae84f4f4f9809b4750b603055",
+        subject: "The target's SSM agent is too old",
+        text: "The agent on the target of tunnel @AUTOSSM_TUNNEL@ has version @AUTOSSM_AGENT_VERSION@:\n\
+               @AUTOSSM_REASON@.\n\n\
+               Update it: aws ssm send-command --document-name AWS-UpdateSSMAgent --targets …, or the\n\
+               package amazon-ssm-agent on the node. New sessions have the new agent; a restart is not\n\
+               needed.",
+    },
+    Entry {
         event: "ready",
         id: "9ad261b1b43e4eb0a6275ada8008a441",
         subject: "A session serves",

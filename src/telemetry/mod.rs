@@ -81,7 +81,8 @@ where
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(ansi);
     let layer: BoxedLayer = match (journal, format) {
         (Some(journal), _) => journal,
-        (None, Format::Json) => lines.json().flatten_event(true).with_ansi(false).boxed(),
+        // Without tracing's own target, the module, which would hide the field of that name: the session's.
+        (None, Format::Json) => lines.json().flatten_event(true).with_target(false).with_ansi(false).boxed(),
         (None, Format::Auto | Format::Text) => lines.event_format(text::Text).boxed(),
     };
     let layers: Vec<BoxedLayer> =

@@ -122,6 +122,16 @@ impl Tunnel {
                 self.stop(grace, if grace > LONGEST_GRACE { total } else { total.min(STOPPING) });
             }
             Event::StopNow => self.stop(Duration::ZERO, Duration::ZERO),
+            Event::TargetOnline => {
+                let not_connected = |failure: &Failure| failure.class == Class::TargetNotConnected;
+                for slot in &mut self.slots {
+                    if matches!(slot.next, Next::Waiting { .. })
+                        && slot.failure.as_ref().is_some_and(not_connected)
+                    {
+                        slot.next = Next::Waiting { until: self.now };
+                    }
+                }
+            }
             Event::Tick => {}
         }
         self.settle(random, &mut actions);

@@ -106,6 +106,8 @@ pub enum Event {
     },
     /// Stop at once; what cannot be terminated is left to the record.
     StopNow,
+    /// There is a target now that may be connected: whoever waits for one need not wait longer.
+    TargetOnline,
     /// The deadline has come.
     Tick,
 }

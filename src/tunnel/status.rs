@@ -57,6 +57,15 @@ pub struct SessionStatus {
 }
 
 impl Tunnel {
+    /// The sessions that serve, or are to serve, beside this one: those of the other slots.
+    pub fn beside(&self, generation: Generation) -> Vec<Generation> {
+        let slot = self.session(generation).map(|session| session.slot);
+        let serves = |phase| !matches!(phase, Phase::Retired { .. } | Phase::Ending);
+        let others =
+            self.sessions.iter().filter(|session| Some(session.slot) != slot && serves(session.phase));
+        others.map(|session| session.generation).collect()
+    }
+
     /// What the tunnel is doing.
     pub fn status(&self) -> Status {
         let waiting = self.slots.iter().filter_map(|slot| match slot.next {

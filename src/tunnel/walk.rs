@@ -365,6 +365,7 @@ fn every_event_in_every_state() {
         for event in [
             STOP,
             Event::StopNow,
+            Event::TargetOnline,
             Event::Configure { settings: settings(), renew: true },
             Event::Configure { settings: Settings { sessions: 2, ..settings() }, renew: false },
             Event::Command(Command::Rotate),

@@ -22,3 +22,4 @@ mod misuse;
 mod observe;
 mod plugin;
 mod systemd;
+mod targets;

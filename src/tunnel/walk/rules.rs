@@ -461,3 +461,32 @@ fn stalls_do_not_start_sessions_without_end() {
     assert_eq!(actions[0], Action::Route(vec![Generation(2)]));
     assert!(!started(&actions));
 }
+
+#[test]
+fn a_target_that_comes_online_ends_the_wait_for_one() {
+    let failed = |class| SessionEvent::StartFailed(Failure::new(class, "no"));
+    let mut world = World::new(settings());
+    for generation in 1..6 {
+        world.about(generation, failed(Class::TargetNotConnected));
+        let actions = world.feed(Event::TargetOnline, 0.5);
+        assert!(actions.contains(&Action::Start(Generation(generation + 1), 0)), "{generation}: {actions:?}");
+    }
+    assert!(world.feed(Event::TargetOnline, 0.5).is_empty(), "one attempt is enough");
+    // What else is waited for takes its time.
+    world.about(6, failed(Class::Access));
+    assert!(world.feed(Event::TargetOnline, 0.5).is_empty());
+}
+
+#[test]
+fn the_sessions_beside_one_are_those_of_the_other_slots() {
+    let mut world = World::new(Settings { sessions: 2, rotate: Some(3600 * SECOND), ..settings() });
+    assert_eq!(world.tunnel.beside(Generation(1)), [Generation(2)]);
+    for generation in [1, 2] {
+        world.about(generation, SessionEvent::Started);
+        world.about(generation, SessionEvent::Opened);
+    }
+    world.now = 3600 * SECOND;
+    world.feed(Event::Tick, 0.5);
+    let beside = world.tunnel.beside(Generation(3));
+    assert!(beside.contains(&Generation(2)) && !beside.contains(&Generation(1)), "{beside:?}");
+}

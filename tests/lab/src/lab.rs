@@ -252,6 +252,15 @@ impl Lab {
         world.nodes.push(node);
     }
 
+    /// Lets StartSession say of a node that it is not connected, whatever the list of nodes says; or no longer.
+    pub fn refuse_target(&self, id: &str, refused: bool) {
+        let mut world = self.state.world();
+        match refused {
+            true => drop(world.refused_targets.insert(id.into())),
+            false => drop(world.refused_targets.remove(id)),
+        }
+    }
+
     /// Adds or changes a session document.
     pub fn set_document(&self, name: &str, document: Document) {
         self.state.world().documents.insert(name.into(), document);

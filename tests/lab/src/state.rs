@@ -1,6 +1,6 @@
 //! What all parts of the lab share. Locks are held for a few lines only, never across an await.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -34,6 +34,8 @@ pub(crate) struct World {
     /// Open data channels.
     pub connections: Vec<Connection>,
     pub nodes: Vec<Node>,
+    /// Not connected, whatever `nodes` says.
+    pub refused_targets: BTreeSet<String>,
     pub documents: BTreeMap<String, Document>,
     pub hosts: BTreeMap<String, Vec<SocketAddr>>,
     /// By their encrypted form.
@@ -51,6 +53,7 @@ impl State {
                 sessions: BTreeMap::new(),
                 connections: Vec::new(),
                 nodes: options.nodes.clone(),
+                refused_targets: BTreeSet::new(),
                 documents,
                 hosts: options.hosts.clone(),
                 data_keys: HashMap::new(),

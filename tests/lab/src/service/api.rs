@@ -86,7 +86,8 @@ async fn start(state: &Arc<State>, input: &Value) -> Result<Value, Refusal> {
     }
     let (online, document) = {
         let world = state.world();
-        let online = world.nodes.iter().find(|node| node.id == target).is_none_or(|node| node.online);
+        let online = world.nodes.iter().find(|node| node.id == target).is_none_or(|node| node.online)
+            && !world.refused_targets.contains(&target);
         (online, world.documents.get(name).cloned())
     };
     let document = document.ok_or_else(|| {
