@@ -173,18 +173,22 @@ const TEXTS: [(&str, Text); 21] = [
     ("Session is already terminated", Text::AlreadyTerminated),
 ];
 
+/// What comes after the port or the socket.
+const OPENED: &str = " opened for sessionId ";
+
 /// Texts that also occur as a part of another one's error or reason.
 const INNER: [Text; 2] = [Text::Close, Text::AlreadyTerminated];
 
 fn read(line: &str, outputs: &mut Vec<Output>) {
+    let texts = texts(line);
     let mut known = false;
     let mut at = 0;
-    while let Some((start, text, rest)) = next_text(line, at) {
+    while let Some((start, text, rest)) = next_text(&texts, at) {
         known = true;
         let end = match text {
             // These go on to the end of the line, whatever is in them.
             Text::CannotStart | Text::Closed | Text::AlreadyTerminated => line.len(),
-            _ => end_of(line, start, rest, text),
+            _ => end_of(&texts, start, rest, text).unwrap_or(line.len()),
         };
         let said = line.get(rest..end).unwrap_or_default().trim();
         outputs.extend(meaning(text, said));
@@ -196,24 +200,30 @@ fn read(line: &str, outputs: &mut Vec<Output>) {
     }
 }
 
-/// The next text that begins at `at` or after: where it begins, what it is, and where its beginning ends.
-fn next_text(line: &str, at: usize) -> Option<(usize, Text, usize)> {
-    let mut first: Option<(usize, Text, usize)> = None;
-    for (words, text) in TEXTS {
-        let mut from = at;
-        while let Some(found) = line.get(from..).and_then(|rest| rest.find(words)) {
-            let (start, end) = (from + found, from + found + words.len());
-            if first.is_some_and(|(earliest, ..)| earliest <= start) {
-                break;
-            }
-            if is_whole(text, line.get(end..).unwrap_or_default()) {
-                first = Some((start, text, end));
-                break;
-            }
-            from = end;
-        }
-    }
-    first
+/// Where a text begins, what it is, and where its beginning ends.
+type Found = (usize, Text, usize);
+
+/// All texts of a line, in order. They are looked for once: a line may be full of them, by chance or by intent.
+fn texts(line: &str) -> Vec<Found> {
+    let opened = line.rfind(OPENED);
+    let at = |start: usize| {
+        let rest = line.get(start..).unwrap_or_default();
+        TEXTS.iter().find_map(|(words, text)| {
+            let after = rest.strip_prefix(words)?;
+            let end = start + words.len();
+            let whole = match text {
+                Text::Socket => opened.is_some_and(|opened| opened >= end),
+                _ => is_whole(*text, after),
+            };
+            whole.then_some((start, *text, end))
+        })
+    };
+    line.char_indices().filter_map(|(start, _)| at(start)).collect()
+}
+
+/// The next text that begins at `at` or after.
+fn next_text(texts: &[Found], at: usize) -> Option<Found> {
+    texts.get(texts.partition_point(|(start, ..)| *start < at)).copied()
 }
 
 /// Whether `rest` goes on as it must after the beginning of `text`: some begin with everyday words.
@@ -222,9 +232,8 @@ fn is_whole(text: Text, rest: &str) -> bool {
         Text::Port => {
             let port = digits(rest);
             let then = rest.get(port.len()..).unwrap_or_default();
-            port.parse::<u16>().is_ok() && then.starts_with(" opened for sessionId ")
+            port.parse::<u16>().is_ok() && then.starts_with(OPENED)
         }
-        Text::Socket => rest.contains(" opened for sessionId "),
         Text::TimedOut => first_word_then(rest, " timed out"),
         Text::Closed => first_word_then(rest, " : "),
         Text::Close => digits(rest).parse::<u16>().is_ok(),
@@ -241,25 +250,23 @@ fn digits(text: &str) -> &str {
     text.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default()
 }
 
-/// Where the text that begins at `start` ends: at the next one that is not a part of it.
-fn end_of(line: &str, start: usize, rest: usize, text: Text) -> usize {
+/// Where the text that begins at `start` ends: at the next one that is not a part of it, if there is one.
+fn end_of(texts: &[Found], start: usize, rest: usize, text: Text) -> Option<usize> {
     let mut at = rest;
-    while let Some((next, other, after)) = next_text(line, at) {
+    while let Some((next, other, after)) = next_text(texts, at) {
         if !INNER.contains(&other) || INNER.contains(&text) || next <= start {
-            return next;
+            return Some(next);
         }
         at = after;
     }
-    line.len()
+    None
 }
 
 fn meaning(text: Text, said: &str) -> Option<Output> {
     Some(match text {
         Text::Started => Output::Started { session_id: said.to_owned() },
         Text::Port => Output::PortOpened(digits(said).parse().ok()?),
-        Text::Socket => {
-            Output::SocketOpened { path: said.split(" opened for sessionId ").next()?.to_owned() }
-        }
+        Text::Socket => Output::SocketOpened { path: said.split(OPENED).next()?.to_owned() },
         Text::Waiting => return None,
         Text::Accepted => Output::ConnectionAccepted,
         Text::DestinationFailed => Output::DestinationFailed,

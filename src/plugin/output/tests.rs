@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::plugin::lines::LONGEST;
 
 fn outputs(text: &str) -> Vec<Output> {
     let mut parser = OutputParser::new();
@@ -208,5 +209,25 @@ proptest! {
             text.push_str(&noise);
         }
         outputs(&text);
+    }
+}
+
+/// A plugin may print what it likes: a line full of texts must not cost the square of its length. These are eight times
+/// as long as a line gets; the square would take ten seconds for each.
+#[test]
+fn a_line_full_of_texts_is_read_in_a_time_that_grows_with_its_length() {
+    let texts = [
+        "Port 1 opened for sessionId ",
+        "Unix socket ",
+        "websocket: close 1 ",
+        "Resume Session failed: ",
+        "Session: ",
+    ];
+    for text in texts {
+        let line = text.repeat(8 * LONGEST / text.len());
+        let (began, mut outputs) = (std::time::Instant::now(), Vec::new());
+        read(&line, &mut outputs);
+        println!("{text:?}: {:?} for {} bytes", began.elapsed(), line.len());
+        assert!(began.elapsed().as_secs() < 3 && !outputs.is_empty(), "{text:?}: {:?}", began.elapsed());
     }
 }
