@@ -9,6 +9,8 @@ use clap::Parser;
 fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Check(args) => Ok(cli::check::run(&args)?),
+        Command::Import(args) => Ok(cli::import::run(&args)?),
+        Command::Policy(args) => Ok(cli::policy::run(&args)?),
         Command::Run(args) => Ok(cli::run::run(&args)),
         Command::Units(args) => Ok(cli::units::run(&args)?),
         Command::Status(args) => Ok(cli::status::run(&args)?),

@@ -181,11 +181,14 @@ impl ProvideCredentials for Source {
     }
 }
 
+/// What the name of an assumed role's session begins with; the host's name follows.
+pub const ROLE_SESSION: &str = "autossm-";
+
 /// Shown in CloudTrail as the assumed role's user: 2 to 64 of `[\w+=,.@-]`.
 fn role_session_name() -> String {
     let host = super::target::host_name();
     let allowed = |c: &char| c.is_ascii_alphanumeric() || "+=,.@-_".contains(*c);
-    format!("autossm-{host}").chars().filter(allowed).take(64).collect()
+    format!("{ROLE_SESSION}{host}").chars().filter(allowed).take(64).collect()
 }
 
 /// Time until they expire; `None` if they do not say.

@@ -14,6 +14,7 @@ pub mod sign;
 pub mod target;
 mod transport;
 
+pub use credentials::ROLE_SESSION;
 use tracing::Dispatch;
 use tracing::instrument::WithSubscriber;
 

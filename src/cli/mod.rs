@@ -4,7 +4,9 @@ pub mod check;
 pub mod command;
 mod detail;
 pub mod events;
+pub mod import;
 pub mod paint;
+pub mod policy;
 pub mod reach;
 pub mod run;
 pub mod status;
@@ -22,6 +24,8 @@ use crate::telemetry::Format;
 
 /// Exit status: a tunnel is not up.
 pub const EXIT_NOT_UP: u8 = 1;
+/// Exit status: the command line is wrong, or what it asks for cannot be made.
+pub const EXIT_USAGE: u8 = 2;
 /// Exit status: a port or a socket file cannot be bound, or a tunnel does not run (`EX_UNAVAILABLE`).
 pub const EXIT_UNAVAILABLE: u8 = 69;
 /// Exit status: the operating system refused something (`EX_OSERR`).
@@ -59,6 +63,8 @@ Examples:
   autossm check                           Is /etc/autossm/config.toml right?
   autossm run                             Run every enabled tunnel, in the foreground
   autossm run billing-db                  Run one
+  autossm import < tunnels.sh             Turn `aws ssm start-session` commands into tunnels
+  autossm policy                          What the tunnels need of IAM
   systemctl start autossm@billing-db      Run one as a service
   autossm status                          What is every tunnel doing?
   autossm events -f billing-db            What happens to one?
@@ -121,6 +127,20 @@ pub enum Command {
 
     /// Wait until a tunnel is up
     Wait(wait::WaitArgs),
+
+    /// Turn an `aws ssm start-session` command into a tunnel to paste
+    ///
+    /// Takes the command's words, a whole shell line in one word, or a script on standard input, with environment variables in
+    /// front and quotes and continued lines as a shell has them. Prints a `[[tunnel]]` for each; what could not be known, and
+    /// what was left out, stands in comments. Reads the files that the command names (`file://`), and calls nobody.
+    Import(import::ImportArgs),
+
+    /// Print the least IAM policy for the tunnels
+    ///
+    /// As JSON, for each principal: whoever autossm runs with, each profile, and each role that is assumed. Sessions with these
+    /// targets and documents can be started, and one's own sessions be resumed and terminated; nothing else. Whose policy it is,
+    /// what is not known and what else may be needed is said on standard error. Calls nobody and needs no credentials.
+    Policy(policy::PolicyArgs),
 
     /// Link the unit of each enabled tunnel (called by autossm-generator)
     #[command(hide = true)]

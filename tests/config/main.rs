@@ -9,6 +9,7 @@
 
 mod anything;
 mod command;
+mod print;
 mod shown;
 mod wrong;
 
