@@ -9,6 +9,8 @@ use autossm_lab::fault::{ApiFault, Call, Fault, Link, UpgradeFault};
 use autossm_lab::load::Attempt;
 use clap::ValueEnum as _;
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use procfs::process::Process;
 
 use crate::daemon::Daemon;
 
@@ -56,9 +58,8 @@ impl Step {
             }
             Self::Plugin(signal) => {
                 // There is none while a session is being started.
-                if let Some(plugin) = open(|| usize::from(!daemon.plugins().is_empty()))
-                    .await
-                    .and_then(|()| daemon.plugins().first().copied())
+                if open(|| usize::from(plugin(daemon).is_some())).await.is_some()
+                    && let Some(plugin) = plugin(daemon)
                 {
                     let _ = kill(plugin, signal);
                 }
@@ -118,6 +119,17 @@ impl Done {
             tokio::time::sleep_until(over.into()).await;
         }
     }
+}
+
+/// A child that is a plugin by now: one that is stopped between fork and exec stops the daemon with it.
+fn plugin(daemon: &Daemon) -> Option<Pid> {
+    let program = crate::daemon::plugin();
+    let name = program.file_name()?.to_str()?;
+    daemon.plugins().into_iter().find(|pid| {
+        let stat = Process::new(pid.as_raw()).and_then(|process| process.stat());
+        // The kernel keeps 15 characters.
+        stat.is_ok_and(|stat| !stat.comm.is_empty() && name.starts_with(&stat.comm))
+    })
 }
 
 /// Waits until there is something to do it to.

@@ -271,12 +271,12 @@ fn api(call: Call, kind: ApiFault) -> Row {
     let (hold, observe) = match (call, kind) {
         // 8 to 15 s, and the next time 15 to 30 s: somebody has to do something, most of the time.
         (Call::Start, ApiFault::Denied | ApiFault::Forbidden | ApiFault::Expired) | (Call::DataKey, _) => {
-            let one = bound(30 + A_LITTLE, 30 + A_LITTLE).cuts(2).starts(8).times_out();
+            let one = bound(30 + A_LITTLE, 30 + A_LITTLE).cuts(2).starts(14).times_out();
             (one, one)
         }
         // Up to 2, 4, 8 and 16 s, or up to 0.5, 1, 2, 4, 8 and 10 s. No client waits for as long as `hold`.
         (Call::Start, _) => {
-            let one = bound(28, 18 + A_LITTLE).cuts(1).starts(8);
+            let one = bound(28, 18 + A_LITTLE).cuts(1).starts(14);
             (one, one)
         }
         // Without a token the session is over, and so are its connections.
