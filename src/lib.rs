@@ -26,3 +26,4 @@ mod socket_file;
 pub mod systemd;
 pub mod telemetry;
 pub mod tunnel;
+pub mod web;

@@ -12,6 +12,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Import(args) => Ok(cli::import::run(&args)?),
         Command::Policy(args) => Ok(cli::policy::run(&args)?),
         Command::Run(args) => Ok(cli::run::run(&args)),
+        Command::Web(args) => Ok(cli::web::run(args)),
         Command::Units(args) => Ok(cli::units::run(&args)?),
         Command::Status(args) => Ok(cli::status::run(&args)?),
         Command::Events(args) => Ok(cli::events::run(&args)?),

@@ -13,6 +13,7 @@ pub mod status;
 mod table;
 pub mod units;
 pub mod wait;
+pub mod web;
 
 use std::path::PathBuf;
 
@@ -141,6 +142,13 @@ pub enum Command {
     /// targets and documents can be started, and one's own sessions be resumed and terminated; nothing else. Whose policy it is,
     /// what is not known and what else may be needed is said on standard error. Calls nobody and needs no credentials.
     Policy(policy::PolicyArgs),
+
+    /// Serve metrics, health and a page of all tunnels
+    ///
+    /// Reads the tunnels' control sockets and changes nothing. / is the page, /metrics is for Prometheus, /readyz/NAME
+    /// for a load balancer (200 or 503), /livez and /readyz for this process, /api/tunnels and /api/events are the same
+    /// as JSON; /api/events is a stream of server-sent events for those who accept text/event-stream.
+    Web(web::WebArgs),
 
     /// Link the unit of each enabled tunnel (called by autossm-generator)
     #[command(hide = true)]

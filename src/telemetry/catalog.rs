@@ -45,6 +45,13 @@ pub static ENTRIES: &[Entry] = &[
                Nothing has to be done.",
     },
     Entry {
+        event: "web_listening",
+        id: "b43c6c08da0d4fb6846c9d37547d7615",
+        subject: "The page is served",
+        text: "autossm web listens on @AUTOSSM_LISTEN@ for browsers and Prometheus.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
         event: "adopted",
         id: "edfa80304e7540ebaacc75c8dd5bfbe5",
         subject: "A local address was taken over from the process before",

@@ -1,0 +1,460 @@
+//! What is known of every tunnel of the host, and who is to be told of a change.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::sync::{Notify, broadcast, watch};
+use tokio::time::{Instant, timeout_at};
+
+use super::timeline::{self, Present, Timeline};
+use crate::control::protocol::{Event, Metrics, State, Status, history};
+use crate::control::time::Timestamp;
+
+/// Events kept of each tunnel: a quiet day has a hundred.
+const EVENTS: usize = 2000;
+/// Events kept of all, for clients of `/api/events` that come back.
+const ARRIVED: usize = 10_000;
+/// How often a sample is taken of connections and throughput.
+pub const SAMPLE_EVERY: Duration = Duration::from_secs(10);
+/// Samples kept: a quarter of an hour.
+const SAMPLES: usize = 90;
+/// Changes that come within so long of each other are told in one.
+const GATHER: Duration = Duration::from_millis(100);
+/// Messages that a reader may be behind before it is told everything anew.
+const BEHIND: usize = 64;
+
+/// Shared by the watchers, which fill it, and the server, which shows it.
+#[derive(Debug)]
+pub struct Board {
+    inner: Mutex<Inner>,
+    /// Messages for pages, as they go over the wire.
+    live: broadcast::Sender<Bytes>,
+    /// Events as they arrive.
+    happened: broadcast::Sender<Arrived>,
+    /// Raised when every tunnel is to be asked now.
+    wanted: watch::Sender<u64>,
+    /// A tunnel was asked.
+    answered: Notify,
+    /// Something is to be published.
+    dirty: Notify,
+    /// Pages that look on.
+    viewers: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    tunnels: BTreeMap<String, Tunnel>,
+    arrived: VecDeque<Arrived>,
+    next: u64,
+    /// The directory was read.
+    searched: bool,
+    /// Why it could not be, the last time.
+    trouble: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Tunnel {
+    status: Option<Arc<Status>>,
+    lost: Option<Lost>,
+    events: VecDeque<Arc<Event>>,
+    samples: Samples,
+    /// Bytes carried by the time of the last sample, and when that was.
+    carried: Option<(Instant, u64)>,
+    /// The last round of [`Board::wanted`] that it was asked in.
+    round: u64,
+    status_changed: bool,
+    timeline_changed: bool,
+}
+
+/// A daemon that does not answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// Since when.
+    pub since: Timestamp,
+    /// What came instead.
+    pub why: String,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+struct Samples {
+    /// Connections open.
+    open: VecDeque<u64>,
+    /// Bytes a second, both ways.
+    rate: VecDeque<u64>,
+}
+
+/// An event, in the order in which they came here.
+#[derive(Clone, Debug)]
+pub struct Arrived {
+    /// Its number.
+    pub number: u64,
+    /// The event.
+    pub event: Arc<Event>,
+}
+
+/// A tunnel as `/api/tunnels` and the answers about one have it.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// What it said last.
+    pub status: Arc<Status>,
+    /// Whether it says anything now.
+    pub lost: Option<Lost>,
+}
+
+/// What a page is told beside the tunnels.
+#[derive(Clone, Debug, Serialize)]
+pub struct About {
+    /// The host's name.
+    pub host: String,
+    /// Of this program.
+    pub version: &'static str,
+    /// Where control sockets are looked for.
+    pub runtime_dir: String,
+}
+
+/// What a page is told of a tunnel; what is absent has not changed.
+#[derive(Serialize)]
+struct Told<'a> {
+    name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lost: Option<Option<Timestamp>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeline: Option<Timeline>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    samples: Option<&'a Samples>,
+}
+
+impl Tunnel {
+    fn told<'a>(&'a self, name: &'a str, whole: bool, now: Timestamp) -> Told<'a> {
+        let status = self.status.as_deref().filter(|_| whole || self.status_changed);
+        Told {
+            name,
+            status: status.map(|status| Status { metrics: Metrics::default(), ..status.clone() }),
+            lost: status.map(|_| self.lost.as_ref().map(|lost| lost.since)),
+            why: self.lost.as_ref().map(|lost| lost.why.as_str()),
+            timeline: (whole || self.timeline_changed).then(|| self.timeline(now)),
+            samples: whole.then_some(&self.samples),
+        }
+    }
+
+    fn timeline(&self, now: Timestamp) -> Timeline {
+        let present = match (&self.lost, &self.status) {
+            (Some(lost), _) => Some(Present { state: None, since: lost.since }),
+            (None, Some(status)) => Some(Present { state: Some(status.state), since: status.since }),
+            (None, None) => None,
+        };
+        timeline::draw(self.events.iter().map(Arc::as_ref), present.as_ref(), now)
+    }
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self {
+            inner: Mutex::default(),
+            live: broadcast::channel(BEHIND).0,
+            happened: broadcast::channel(4 * EVENTS).0,
+            wanted: watch::channel(0).0,
+            answered: Notify::new(),
+            dirty: Notify::new(),
+            viewers: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl Board {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // For the watchers.
+
+    /// The directory was read, or could not be.
+    pub fn searched(&self, trouble: Option<String>) {
+        let mut inner = self.inner();
+        inner.searched |= trouble.is_none();
+        inner.trouble = trouble;
+    }
+
+    /// A tunnel has answered.
+    pub fn status(&self, name: &str, status: Status, round: u64) {
+        let mut inner = self.inner();
+        let tunnel = inner.tunnels.entry(name.to_owned()).or_default();
+        tunnel.round = tunnel.round.max(round);
+        let state = |status: &Status| (status.state, status.since);
+        let turned = tunnel.lost.is_some() || tunnel.status.as_deref().map(state) != Some(state(&status));
+        tunnel.timeline_changed |= turned;
+        tunnel.status_changed = true;
+        tunnel.lost = None;
+        tunnel.status = Some(Arc::new(status));
+        drop(inner);
+        self.answered.notify_waiters();
+        self.dirty.notify_one();
+    }
+
+    /// A tunnel does not answer at the moment, which need not mean anything: nobody has to wait for it.
+    pub fn away(&self, name: &str, round: u64) {
+        if let Some(tunnel) = self.inner().tunnels.get_mut(name) {
+            tunnel.round = tunnel.round.max(round);
+        }
+        self.answered.notify_waiters();
+    }
+
+    /// A tunnel does not answer. One that nobody has ever heard of has no row.
+    pub fn lost(&self, name: &str, why: &str, round: u64) {
+        let mut inner = self.inner();
+        if let Some(tunnel) = inner.tunnels.get_mut(name) {
+            tunnel.round = tunnel.round.max(round);
+            let since = tunnel.lost.as_ref().map_or_else(Timestamp::now, |lost| lost.since);
+            let lost = Some(Lost { since, why: why.to_owned() });
+            if tunnel.lost != lost {
+                tunnel.lost = lost;
+                tunnel.status_changed = true;
+                tunnel.timeline_changed = true;
+            }
+        }
+        drop(inner);
+        self.answered.notify_waiters();
+        self.dirty.notify_one();
+    }
+
+    /// A tunnel was stopped by somebody, and is none of this host's any more.
+    pub fn forget(&self, name: &str) {
+        if self.inner().tunnels.remove(name).is_some() {
+            self.answered.notify_waiters();
+            let _ = self.live.send(message("removed", &serde_json::json!({ "name": name })));
+        }
+    }
+
+    /// An event has come.
+    pub fn event(&self, name: &str, event: Event) {
+        let event = Arc::new(event);
+        let mut inner = self.inner();
+        let tunnel = inner.tunnels.entry(name.to_owned()).or_default();
+        if tunnel.events.len() == EVENTS {
+            tunnel.events.pop_front();
+        }
+        tunnel.events.push_back(event.clone());
+        tunnel.timeline_changed = true;
+        let arrived = Arrived { number: inner.next, event };
+        inner.next += 1;
+        if inner.arrived.len() == ARRIVED {
+            inner.arrived.pop_front();
+        }
+        inner.arrived.push_back(arrived.clone());
+        drop(inner);
+        let _ = self.happened.send(arrived);
+        self.dirty.notify_one();
+    }
+
+    /// The number of the last event of this tunnel that is here.
+    pub fn last_event(&self, name: &str) -> Option<u64> {
+        self.inner().tunnels.get(name).and_then(|tunnel| tunnel.events.back()).map(|event| event.seq)
+    }
+
+    /// Whether a tunnel has said, by its last word, that it stops; or has never said anything.
+    pub fn was_stopped(&self, name: &str) -> bool {
+        let inner = self.inner();
+        let Some(tunnel) = inner.tunnels.get(name) else { return true };
+        let stops = |state| matches!(state, State::Stopping | State::Stopped);
+        let told = tunnel.events.iter().rfind(|event| event.event == history::STATE);
+        let told = told.and_then(|event| event.fields.get("state")?.as_str());
+        told.is_some_and(|word| [State::Stopping, State::Stopped].iter().any(|state| state.word() == word))
+            || tunnel.status.as_deref().is_none_or(|status| stops(status.state))
+    }
+
+    /// When every tunnel is to be asked.
+    pub fn wanted(&self) -> watch::Receiver<u64> {
+        self.wanted.subscribe()
+    }
+
+    /// Whether somebody looks on.
+    pub fn is_watched(&self) -> bool {
+        self.viewers.load(Ordering::Relaxed) > 0
+    }
+
+    /// Tells pages what has changed, and takes samples, for ever.
+    pub async fn publish(&self) {
+        let mut sample = tokio::time::interval(SAMPLE_EVERY);
+        sample.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            tokio::select! {
+                () = self.dirty.notified() => {
+                    tokio::time::sleep(GATHER).await;
+                    self.tell();
+                }
+                _ = sample.tick() => self.sample(),
+            }
+        }
+    }
+
+    fn tell(&self) {
+        let now = Timestamp::now();
+        let mut inner = self.inner();
+        if self.is_watched() {
+            let changed = inner.tunnels.iter().filter(|(_, one)| one.status_changed || one.timeline_changed);
+            let told: Vec<_> = changed
+                .filter(|(_, one)| one.status.is_some())
+                .map(|(name, one)| one.told(name, false, now))
+                .collect();
+            if !told.is_empty() {
+                let _ = self.live.send(message("tunnels", &told));
+            }
+        }
+        for tunnel in inner.tunnels.values_mut() {
+            (tunnel.status_changed, tunnel.timeline_changed) = (false, false);
+        }
+    }
+
+    fn sample(&self) {
+        let now = Instant::now();
+        let mut inner = self.inner();
+        let mut samples = BTreeMap::new();
+        for (name, tunnel) in &mut inner.tunnels {
+            let status = tunnel.status.as_deref().filter(|_| tunnel.lost.is_none());
+            let (open, carried) = status
+                .map_or((0, 0), |status| (status.connections.open, status.up_bytes + status.down_bytes));
+            // The daemon's counters begin anew with it.
+            let rate = tunnel.carried.map_or(0, |(then, before)| {
+                let millis = u64::try_from((now - then).as_millis()).unwrap_or(u64::MAX).max(1);
+                carried.saturating_sub(before).saturating_mul(1000) / millis
+            });
+            tunnel.carried = status.map(|_| (now, carried));
+            for (values, value) in [(&mut tunnel.samples.open, open), (&mut tunnel.samples.rate, rate)] {
+                if values.len() == SAMPLES {
+                    values.pop_front();
+                }
+                values.push_back(value);
+            }
+            samples.insert(name, (open, rate));
+        }
+        if self.is_watched() {
+            let _ = self.live.send(message("samples", &samples));
+        }
+    }
+
+    // For the server.
+
+    /// Asks every tunnel how it is, and waits until all have answered, at most until `deadline`.
+    pub async fn refresh(&self, deadline: Instant) {
+        let mut round = 0;
+        self.wanted.send_modify(|wanted| {
+            *wanted += 1;
+            round = *wanted;
+        });
+        loop {
+            let answered = self.answered.notified();
+            tokio::pin!(answered);
+            // Before it is looked, so that no answer falls in between.
+            answered.as_mut().enable();
+            if self.inner().tunnels.values().all(|tunnel| tunnel.round >= round) {
+                return;
+            }
+            if timeout_at(deadline, answered).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Every tunnel, by name.
+    pub fn all(&self) -> Vec<Known> {
+        let inner = self.inner();
+        inner.tunnels.values().filter_map(Tunnel::known).collect()
+    }
+
+    /// One tunnel.
+    pub fn one(&self, name: &str) -> Option<Known> {
+        self.inner().tunnels.get(name).and_then(Tunnel::known)
+    }
+
+    /// Whether tunnels can be found, and if not, why.
+    pub fn is_ready(&self) -> Result<usize, String> {
+        let inner = self.inner();
+        match &inner.trouble {
+            Some(trouble) => Err(trouble.clone()),
+            None if !inner.searched => Err("the runtime directory has not been read yet".to_owned()),
+            None => Ok(inner.tunnels.len()),
+        }
+    }
+
+    /// The last events of one tunnel or of all, oldest first.
+    pub fn events(&self, name: Option<&str>, last: usize) -> Vec<Arc<Event>> {
+        let inner = self.inner();
+        let mut events: Vec<_> = match name {
+            Some(name) => inner.tunnels.get(name).map(|one| one.events.iter().cloned().collect()),
+            None => Some(inner.tunnels.values().flat_map(|one| one.events.iter().cloned()).collect()),
+        }
+        .unwrap_or_default();
+        events.sort_by_key(|event| event.at);
+        events.drain(..events.len().saturating_sub(last));
+        events
+    }
+
+    /// Events from now on, and those that are here already.
+    pub fn follow(&self) -> (Vec<Arrived>, broadcast::Receiver<Arrived>) {
+        let inner = self.inner();
+        (inner.arrived.iter().cloned().collect(), self.happened.subscribe())
+    }
+
+    /// Changes from now on, for a page; as long as the value lives, tunnels are asked often.
+    pub fn view(self: &Arc<Self>) -> View {
+        self.viewers.fetch_add(1, Ordering::Relaxed);
+        self.wanted.send_modify(|wanted| *wanted += 1);
+        View { board: self.clone(), changes: self.live.subscribe() }
+    }
+
+    /// Everything, for a page that has just come.
+    pub fn whole(&self, about: &About) -> Bytes {
+        #[derive(Serialize)]
+        struct Whole<'a> {
+            now: u64,
+            #[serde(flatten)]
+            about: &'a About,
+            samples: usize,
+            tunnels: Vec<Told<'a>>,
+        }
+        let now = Timestamp::now();
+        let inner = self.inner();
+        let known = inner.tunnels.iter().filter(|(_, one)| one.status.is_some());
+        let tunnels = known.map(|(name, one)| one.told(name, true, now)).collect();
+        message("board", &Whole { now: now.millis(), about, samples: SAMPLES, tunnels })
+    }
+}
+
+impl Tunnel {
+    fn known(&self) -> Option<Known> {
+        self.status.clone().map(|status| Known { status, lost: self.lost.clone() })
+    }
+}
+
+/// A page that looks on.
+#[derive(Debug)]
+pub struct View {
+    board: Arc<Board>,
+    /// What it is to be told.
+    pub changes: broadcast::Receiver<Bytes>,
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        self.board.viewers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One message of a stream of server-sent events. JSON has no line end of its own in it.
+pub fn message(kind: &str, data: &impl Serialize) -> Bytes {
+    match serde_json::to_string(data) {
+        Ok(data) => format!("event: {kind}\ndata: {data}\n\n").into(),
+        Err(error) => {
+            tracing::debug!(%error, kind, "a message could not be written");
+            Bytes::new()
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! `autossm web`: metrics, health, events and a page, of all tunnels of a host.
+//!
+//! ```text
+//! control sockets ──► watcher ──► board ──► answers: /metrics, /readyz/NAME, /api/…
+//!  (one task each)                  └─────► streams: /api/events, /api/live (the page's)
+//! ```
+//! A process of its own: it reads the control sockets and nothing else, and can fail without harming a tunnel. It only
+//! ever shows: there is no request that changes anything.
+
+mod answers;
+pub mod board;
+pub mod exposition;
+mod guard;
+mod page;
+mod streams;
+pub mod timeline;
+mod watcher;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
+use tracing::{debug, warn};
+
+use self::answers::Site;
+use self::board::Board;
+
+/// Clients connected at once; those beyond it wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 256;
+/// Streams open at once: they stay, and must leave room for Prometheus.
+const MAX_STREAMS: usize = 128;
+/// For a request's head, and between two requests.
+const HEAD: Duration = Duration::from_secs(15);
+/// The largest head.
+const MAX_HEAD: usize = 16 * 1024;
+/// A client that takes nothing for so long is let go, in milliseconds.
+const UNREAD: u32 = 30_000;
+/// After a client could not be accepted (no file descriptor left): until the next try.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// What the server is to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where control sockets are looked for.
+    pub directories: Vec<PathBuf>,
+    /// Names under which the server may be asked, beside addresses, `localhost` and the host's own name.
+    pub hosts: Vec<String>,
+}
+
+/// Serves until the listener cannot be used any more, which is never.
+pub async fn serve(listener: TcpListener, settings: Settings) {
+    let board = Arc::new(Board::default());
+    let watching = super::web::watcher::watch(board.clone(), settings.directories.clone());
+    let site = Arc::new(Site::new(board.clone(), settings, MAX_STREAMS));
+    tokio::select! {
+        () = watching => {}
+        () = board.publish() => {}
+        () = accept(listener, site) => {}
+    }
+}
+
+async fn accept(listener: TcpListener, site: Arc<Site>) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        // Never closed.
+        let Ok(place) = room.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, from)) => {
+                let site = site.clone();
+                tokio::spawn(async move {
+                    connection(stream, from, site).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                warn!(event = "accept_failed", reason = %error, "a client could not be accepted: {error}");
+                sleep(AGAIN).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, from: SocketAddr, site: Arc<Site>) {
+    // Small answers at once; and the kernel lets go of those who never read.
+    let set = stream.set_nodelay(true).map_err(nix::Error::try_from);
+    if let (Err(error), _) | (_, Err(Ok(error))) = (setsockopt(&stream, TcpUserTimeout, &UNREAD), set) {
+        debug!(%from, %error, "a socket option could not be set");
+    }
+    let service = service_fn(async |request| Ok::<_, Infallible>(site.answer(&request).await));
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        debug!(%from, %error, "a connection has ended");
+    }
+}

@@ -1,0 +1,436 @@
+//! The last 24 hours of a tunnel, drawn from its recorded events: spans of one state, and marks for what happened at a
+//! moment. Pure: the moment is an argument.
+//!
+//! `starting` and `waiting` take turns while no session can be had. For those who look at it that is one outage: what
+//! has once been down is down until it is up again.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use serde::ser::{Serialize, SerializeTuple as _, Serializer};
+
+use crate::control::protocol::{Event, State, history};
+use crate::control::time::Timestamp;
+
+/// How far back it goes.
+pub const LENGTH: Duration = Duration::from_secs(24 * 3600);
+/// More than these cannot be told from one another on a screen, and a tunnel that flaps has thousands: spans that are
+/// shorter than [`GRAIN`] are put together then, and only the latest marks are kept.
+const MOST: usize = 400;
+/// A 480th of the whole.
+const GRAIN: Duration = Duration::from_secs(180);
+
+/// What clients met. The later ones are the worse ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Nothing is recorded.
+    Unknown,
+    /// They got through.
+    Up,
+    /// They got through, but not all was well.
+    Degraded,
+    /// They were held while a session was resumed, or replaced at once.
+    Interrupted,
+    /// They were held, and it was not known for how long; or the daemon did not run.
+    Down,
+}
+
+/// From one moment to the next span.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Its beginning.
+    pub at: Timestamp,
+    /// What clients met in it.
+    pub kind: Kind,
+    /// Why, where that is known.
+    pub text: String,
+}
+
+/// What a mark stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sort {
+    /// The data channel was closed, and opened again.
+    Resumed,
+    /// A session was replaced on purpose, or the daemon started.
+    Changed,
+    /// Clients were cut or sent away.
+    Lost,
+}
+
+/// Something that happened at a moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// When it began.
+    pub at: Timestamp,
+    /// How long it lasted.
+    pub lasted_ms: u64,
+    /// What it was.
+    pub sort: Sort,
+    /// The same in a sentence.
+    pub text: String,
+}
+
+/// Of one tunnel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Timeline {
+    /// In their order; together they reach from the beginning until now.
+    pub spans: Vec<Span>,
+    /// In their order.
+    pub marks: Vec<Mark>,
+}
+
+impl Serialize for Span {
+    /// `[milliseconds, kind, text]`: there are many.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut tuple = serializer.serialize_tuple(3)?;
+        tuple.serialize_element(&self.at.millis())?;
+        tuple.serialize_element(&self.kind)?;
+        tuple.serialize_element(&self.text)?;
+        tuple.end()
+    }
+}
+
+impl Serialize for Mark {
+    /// `[milliseconds, how long in milliseconds, sort, text]`.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut tuple = serializer.serialize_tuple(4)?;
+        tuple.serialize_element(&self.at.millis())?;
+        tuple.serialize_element(&self.lasted_ms)?;
+        tuple.serialize_element(&self.sort)?;
+        tuple.serialize_element(&self.text)?;
+        tuple.end()
+    }
+}
+
+/// What is known at the right end, beside the events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Present {
+    /// The state, by the tunnel's own word; `None`: the daemon does not answer.
+    pub state: Option<State>,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// Draws the 24 hours up to `now` from the events in their order.
+pub fn draw<'a>(
+    events: impl IntoIterator<Item = &'a Event>,
+    present: Option<&Present>,
+    now: Timestamp,
+) -> Timeline {
+    let mut drawing = Drawing::new(now.before(LENGTH));
+    for event in events {
+        drawing.take(event);
+    }
+    if let Some(present) = present {
+        drawing.end_with(present);
+    }
+    Timeline { spans: fewer(drawing.spans), marks: latest(drawing.marks) }
+}
+
+struct Drawing {
+    from: Timestamp,
+    spans: Vec<Span>,
+    marks: Vec<Mark>,
+    /// Why each session's data channel was closed, until it is open again.
+    closed: HashMap<String, String>,
+    /// The state of the last process is known to be over.
+    stopped: bool,
+}
+
+impl Drawing {
+    fn new(from: Timestamp) -> Self {
+        let unknown = Span { at: from, kind: Kind::Unknown, text: String::new() };
+        Self { from, spans: vec![unknown], marks: Vec::new(), closed: HashMap::new(), stopped: true }
+    }
+
+    fn kind(&self) -> Kind {
+        self.spans.last().map_or(Kind::Unknown, |span| span.kind)
+    }
+
+    fn state(&mut self, at: Timestamp, state: State, why: &str) {
+        let kind = match state {
+            State::Up => Kind::Up,
+            State::Degraded => Kind::Degraded,
+            State::Starting if matches!(self.kind(), Kind::Down | Kind::Unknown) => Kind::Down,
+            State::Interrupted | State::Starting | State::Draining => Kind::Interrupted,
+            State::Stopping | State::Stopped | State::Waiting => Kind::Down,
+            State::Unknown => Kind::Unknown,
+        };
+        self.stopped = matches!(state, State::Stopping | State::Stopped);
+        let text = match state {
+            State::Stopping | State::Stopped if why.is_empty() => "stopped",
+            State::Draining if why.is_empty() => "draining",
+            _ => why,
+        };
+        self.span(at, kind, text);
+    }
+
+    fn span(&mut self, at: Timestamp, kind: Kind, text: &str) {
+        let at = at.max(self.from);
+        let Some(last) = self.spans.last_mut() else { return };
+        if last.kind == kind {
+            if last.text.is_empty() {
+                text.clone_into(&mut last.text);
+            }
+        } else if at <= last.at {
+            // It lasted for no time.
+            *last = Span { at: last.at, kind, text: text.to_owned() };
+        } else {
+            self.spans.push(Span { at, kind, text: text.to_owned() });
+        }
+    }
+
+    fn mark(&mut self, event: &Event, lasted_ms: u64, sort: Sort, text: String) {
+        let at = event.at.before(Duration::from_millis(lasted_ms));
+        if event.at >= self.from {
+            self.marks.push(Mark { at, lasted_ms, sort, text });
+        }
+    }
+
+    fn take(&mut self, event: &Event) {
+        let word = |name: &str| event.fields.get(name).and_then(|value| value.as_str());
+        let duration = event.duration_ms.unwrap_or_default();
+        let reason = event.reason.as_deref().unwrap_or_default();
+        match event.event.as_str() {
+            history::STATE => {
+                // What was before the first of them.
+                if self.kind() == Kind::Unknown
+                    && self.spans.len() == 1
+                    && let Some(was) = word("was").map(state)
+                {
+                    self.state(event.at.before(Duration::from_millis(duration)), was, "");
+                }
+                let now = word("state").map_or(State::Unknown, state);
+                self.state(event.at, now, reason);
+            }
+            history::BEGUN => {
+                let version = word("version").unwrap_or_default();
+                let text = if self.stopped || self.kind() == Kind::Unknown {
+                    format!("The daemon was started, version {version}")
+                } else {
+                    format!(
+                        "The daemon was started again, version {version}; the one before had not said that it ends"
+                    )
+                };
+                let sort = if self.stopped { Sort::Changed } else { Sort::Lost };
+                self.mark(event, 0, sort, text);
+                self.state(event.at, State::Starting, "");
+            }
+            "interrupted" => {
+                if let Some(session) = &event.session {
+                    self.closed.insert(session.clone(), reason.to_owned());
+                }
+            }
+            "resumed" => {
+                let why = event.session.as_ref().and_then(|session| self.closed.remove(session));
+                let why =
+                    why.filter(|why| !why.is_empty()).map(|why| format!(" ({why})")).unwrap_or_default();
+                let text = format!("Data channel closed{why}, open again after {}", span(duration));
+                self.mark(event, duration, Sort::Resumed, text);
+            }
+            "replacing" | "reloaded" | "changed" | "serves_again" => {
+                self.mark(event, 0, Sort::Changed, event.message.clone());
+            }
+            "lost" | "held_timed_out" | "stuck" => self.mark(event, 0, Sort::Lost, event.message.clone()),
+            _ => {}
+        }
+    }
+
+    fn end_with(&mut self, present: &Present) {
+        match present.state {
+            None => self.span(present.since, Kind::Down, "the daemon does not answer"),
+            Some(state) if self.spans.last().is_none_or(|last| last.at <= present.since.max(self.from)) => {
+                self.state(present.since, state, "");
+            }
+            // Already told by an event.
+            Some(_) => {}
+        }
+    }
+}
+
+/// A word of the record as a state.
+fn state(word: &str) -> State {
+    serde_json::from_value(word.into()).unwrap_or_default()
+}
+
+fn span(millis: u64) -> String {
+    match millis {
+        0..1_000 => format!("{millis} ms"),
+        1_000..60_000 => format!("{}.{} s", millis / 1000, millis % 1000 / 100),
+        _ => format!("{} min {} s", millis / 60_000, millis / 1000 % 60),
+    }
+}
+
+/// No more than [`MOST`]: those that begin within the same [`GRAIN`] become one, of the worst kind among them.
+fn fewer(spans: Vec<Span>) -> Vec<Span> {
+    if spans.len() <= MOST {
+        return spans;
+    }
+    let grain = u64::try_from(GRAIN.as_millis()).unwrap_or(1);
+    let mut few: Vec<Span> = Vec::new();
+    for span in spans {
+        match few.last_mut() {
+            Some(last) if last.at.millis() / grain == span.at.millis() / grain => {
+                if span.kind > last.kind {
+                    *last = Span { at: last.at, ..span };
+                }
+            }
+            Some(last) if last.kind == span.kind => {}
+            _ => few.push(span),
+        }
+    }
+    few
+}
+
+fn latest(mut marks: Vec<Mark>) -> Vec<Mark> {
+    marks.sort_by_key(|mark| mark.at);
+    let many = marks.len().saturating_sub(MOST);
+    marks.drain(..many);
+    marks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const HOUR: u64 = 3_600_000;
+    /// Some afternoon.
+    const NOW: u64 = 1_790_000_000_000;
+
+    fn at(hours_ago: u64) -> Timestamp {
+        Timestamp::from_millis(NOW - hours_ago * HOUR)
+    }
+
+    fn event(at: Timestamp, event: &str) -> Event {
+        Event { at, event: event.into(), message: format!("it says {event}"), ..Event::default() }
+    }
+
+    fn turned(at: Timestamp, was: &str, state: &str, after_ms: u64) -> Event {
+        let fields = [("state".to_owned(), json!(state)), ("was".to_owned(), json!(was))].into();
+        Event { fields, duration_ms: Some(after_ms), ..event(at, "state") }
+    }
+
+    fn present(state: State, since: Timestamp) -> Present {
+        Present { state: Some(state), since }
+    }
+
+    fn kinds(timeline: &Timeline) -> Vec<(Kind, u64)> {
+        timeline.spans.iter().map(|span| (span.kind, (NOW - span.at.millis()) / HOUR)).collect()
+    }
+
+    fn now() -> Timestamp {
+        Timestamp::from_millis(NOW)
+    }
+
+    #[test]
+    fn a_tunnel_without_a_record_is_as_it_is_now() {
+        assert_eq!(kinds(&draw([], None, now())), [(Kind::Unknown, 24)]);
+        let up = draw([], Some(&present(State::Up, at(200))), now());
+        assert_eq!(kinds(&up), [(Kind::Up, 24)]);
+        let young = draw([], Some(&present(State::Up, at(3))), now());
+        assert_eq!(kinds(&young), [(Kind::Unknown, 24), (Kind::Up, 3)]);
+    }
+
+    #[test]
+    fn an_hourly_close_is_a_mark_with_its_cause_and_length_and_a_span() {
+        let session = Some("s-1".to_owned());
+        let close = at(5);
+        let open = close.after(Duration::from_millis(1240));
+        let events = [
+            Event {
+                session: session.clone(),
+                reason: Some("1000 Bye".into()),
+                ..event(close, "interrupted")
+            },
+            turned(close, "up", "interrupted", 900 * HOUR),
+            Event { session, duration_ms: Some(1240), ..event(open, "resumed") },
+            turned(open, "interrupted", "up", 1240),
+        ];
+        let drawn = draw(&events, Some(&present(State::Up, open)), now());
+        let kinds: Vec<_> = drawn.spans.iter().map(|span| span.kind).collect();
+        assert_eq!(kinds, [Kind::Up, Kind::Interrupted, Kind::Up]);
+        let [mark] = &drawn.marks[..] else { panic!("{:?}", drawn.marks) };
+        assert_eq!((mark.at, mark.lasted_ms, mark.sort), (close, 1240, Sort::Resumed));
+        assert_eq!(mark.text, "Data channel closed (1000 Bye), open again after 1.2 s");
+        assert_eq!(serde_json::to_value(mark).unwrap(), json!([close.millis(), 1240, "resumed", mark.text]));
+        assert_eq!(serde_json::to_value(&drawn.spans[0]).unwrap(), json!([NOW - 24 * HOUR, "up", ""]));
+    }
+
+    #[test]
+    fn attempts_and_pauses_are_one_outage() {
+        let mut events = vec![turned(at(10), "up", "starting", HOUR)];
+        for n in 0..10 {
+            let then = at(10).after(Duration::from_secs(1 + 4 * n));
+            events.push(turned(then, "starting", "waiting", 1000));
+            events.push(turned(then.after(Duration::from_secs(2)), "waiting", "starting", 2000));
+        }
+        events.push(turned(at(9), "starting", "up", 1000));
+        let drawn = draw(&events, None, now());
+        let kinds: Vec<_> = drawn.spans.iter().map(|span| span.kind).collect();
+        // The hour before the first event is known from it.
+        assert_eq!(kinds, [Kind::Unknown, Kind::Up, Kind::Interrupted, Kind::Down, Kind::Up]);
+    }
+
+    #[test]
+    fn a_stop_and_a_start_are_told_and_a_crash_is_told_as_one() {
+        let orderly = [
+            turned(at(8), "up", "stopping", 900 * HOUR),
+            turned(at(8).after(Duration::from_secs(1)), "stopping", "stopped", 1000),
+            event(at(6), "begun"),
+            turned(at(6).after(Duration::from_secs(2)), "starting", "up", 2000),
+        ];
+        let drawn = draw(&orderly, None, now());
+        let kinds: Vec<_> = drawn.spans.iter().map(|span| (span.kind, span.text.as_str())).collect();
+        assert_eq!(kinds, [(Kind::Up, ""), (Kind::Down, "stopped"), (Kind::Up, "")]);
+        assert_eq!(drawn.marks[0].sort, Sort::Changed);
+
+        let crash = [turned(at(9), "starting", "up", 1000), event(at(6), "begun")];
+        assert_eq!(draw(&crash, None, now()).marks[0].sort, Sort::Lost);
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_answer_is_down_since_then() {
+        let events = [turned(at(9), "starting", "up", 1000)];
+        let gone = Present { state: None, since: at(1) };
+        let drawn = draw(&events, Some(&gone), now());
+        assert_eq!(drawn.spans.last().map(|span| (span.kind, span.at)), Some((Kind::Down, at(1))));
+    }
+
+    #[test]
+    fn what_an_event_has_told_is_not_told_twice() {
+        let turn = at(2);
+        let events = [turned(turn, "up", "waiting", HOUR)];
+        // The status is a millisecond older or younger than the event.
+        for since in [turn, turn.before(Duration::from_millis(1)), turn.after(Duration::from_millis(1))] {
+            let drawn = draw(&events, Some(&present(State::Waiting, since)), now());
+            assert_eq!(drawn.spans.iter().filter(|span| span.kind == Kind::Down).count(), 1);
+        }
+    }
+
+    #[test]
+    fn a_tunnel_that_flaps_all_day_stays_small_and_its_worst_is_seen() {
+        let mut events = Vec::new();
+        for n in 0..20_000 {
+            let then = at(23).after(Duration::from_secs(4 * n));
+            events.push(turned(then, "up", "waiting", 2000));
+            events.push(turned(then.after(Duration::from_secs(2)), "waiting", "up", 2000));
+            events.push(event(then, "lost"));
+        }
+        let drawn = draw(&events, None, now());
+        assert!(drawn.spans.len() <= 500 && drawn.marks.len() <= MOST, "{}", drawn.spans.len());
+        assert!(drawn.spans.iter().any(|span| span.kind == Kind::Down));
+        assert!(drawn.marks.last().unwrap().at > at(1));
+    }
+
+    #[test]
+    fn what_is_older_than_a_day_only_tells_the_beginning() {
+        let old = at(30);
+        let events = [turned(old, "starting", "up", 1000), event(old, "lost")];
+        let drawn = draw(&events, None, now());
+        assert_eq!(kinds(&drawn), [(Kind::Up, 24)]);
+        assert_eq!(drawn.marks, []);
+    }
+}
