@@ -58,8 +58,6 @@ pub(super) struct Session {
     ledger: Arc<Ledger>,
     /// The data channel was closed and is not open again yet.
     down: bool,
-    /// Whether its data is encrypted with a KMS key; `None` before the handshake.
-    pub encrypted: Option<bool>,
     /// Why resuming failed last, while the data channel is down.
     resume_failure: Option<Class>,
 }
@@ -135,14 +133,12 @@ impl Session {
                 {
                     tell_of_agent(config, &session, &agent_version);
                 }
-                self.encrypted = Some(encrypted);
                 if encrypted {
                     info!(
                         tunnel,
                         session,
                         event = "encrypted",
-                        "the session is encrypted with a KMS key: no keep-alives are sent, so that the account's idle \
-                         timeout ends it when nobody uses it"
+                        "the session is encrypted with a KMS key: the account's idle timeout ends it when nobody uses it"
                     );
                 }
                 Some(SessionEvent::Kind(session_type))

@@ -70,6 +70,8 @@ pub struct Channel {
     away: bool,
     ended: bool,
     hung: bool,
+    /// The plugin has sent something since the last look at the clocks.
+    plugin_heard: bool,
     silent: Lasting,
     detached: Lasting,
     service_first: bool,
@@ -120,6 +122,7 @@ impl Channel {
             away: false,
             ended: false,
             hung: false,
+            plugin_heard: false,
             silent: Lasting::default(),
             detached: Lasting::default(),
             service_first: false,
@@ -250,6 +253,7 @@ impl Channel {
     async fn plugin_sent(&mut self, received: Received) {
         if let Some(plugin) = &mut self.plugin {
             plugin.clock.alive();
+            self.plugin_heard = true;
         }
         match received {
             Received::Alive => (),
@@ -368,6 +372,9 @@ impl Channel {
     }
 
     async fn look(&mut self, now: Instant) {
+        if std::mem::take(&mut self.plugin_heard) && self.relay.reads_plugin() {
+            self.ledger.tick();
+        }
         if let Some(service) = &mut self.service {
             match service.clock.look(now, !self.relay.reads_service()) {
                 Verdict::Well => (),

@@ -8,11 +8,17 @@
 //!
 //! Connections and mux streams are matched by their order: the proxy connects to a plugin one connection at a time,
 //! the plugin accepts them in that order and numbers their streams 3, 5, 7 …
+//!
+//! Where the frames cannot be followed because they are encrypted, the proxy asks here for its [turns](super::turns) to
+//! write, and the gateway tells of the lengths that leave the plugin.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
 use tokio::sync::Notify;
+
+use super::turns::Turns;
 
 /// The first client stream's number; each further one is 2 higher (smux v1).
 const FIRST_STREAM: u32 = 3;
@@ -30,6 +36,8 @@ struct Inner {
     next_stream: u32,
     /// Nobody follows the frames: nothing is written down.
     off: bool,
+    /// The frames are encrypted.
+    turns: Option<Turns>,
     streams: HashMap<u32, Held>,
 }
 
@@ -102,6 +110,49 @@ impl Ledger {
         self.closed.notify_waiters();
     }
 
+    /// The frames of this session are encrypted: nothing is written down, but from now on the plugin is written to in
+    /// turns.
+    pub fn take_turns(&self) {
+        self.stop();
+        self.lock().turns = Some(Turns::default());
+    }
+
+    /// Whether the plugin is written to in turns.
+    pub fn takes_turns(&self) -> bool {
+        self.lock().turns.is_some()
+    }
+
+    /// How many of `bytes` bytes may be written to the plugin now, in one write: all of them, but in turns fewer, and
+    /// only when it is this stream's turn; the task is woken then.
+    pub fn poll_turn(&self, cx: &Context<'_>, stream: u32, bytes: usize) -> Poll<usize> {
+        match &mut self.lock().turns {
+            Some(turns) => turns.poll(cx, stream, bytes),
+            None => Poll::Ready(bytes),
+        }
+    }
+
+    /// The stream wants to write no more. `lost`: what was written last, or not written after all, will not leave the
+    /// plugin.
+    pub fn leave(&self, stream: u32, lost: bool) {
+        if let Some(turns) = &mut self.lock().turns {
+            turns.leave(stream, lost);
+        }
+    }
+
+    /// The plugin has sent so many bytes of encrypted frames.
+    pub fn left(&self, bytes: usize) {
+        if let Some(turns) = &mut self.lock().turns {
+            turns.left(bytes);
+        }
+    }
+
+    /// A second has passed in which the plugin was read and heard.
+    pub fn tick(&self) {
+        if let Some(turns) = &mut self.lock().turns {
+            turns.tick();
+        }
+    }
+
     /// Whether the frames of this session are followed.
     pub fn is_kept(&self) -> bool {
         !self.lock().off
@@ -131,7 +182,11 @@ impl Ledger {
 
     /// The bytes of one stream handed to the plugin and not yet seen to leave it.
     pub fn held(&self, stream: u32) -> usize {
-        self.lock().streams.get(&stream).map_or(0, |held| held.len)
+        let inner = self.lock();
+        match &inner.turns {
+            Some(turns) => turns.held(stream),
+            None => inner.streams.get(&stream).map_or(0, |held| held.len),
+        }
     }
 
     /// A poisoned lock is taken all the same: every method leaves the account whole.
@@ -142,7 +197,7 @@ impl Ledger {
 
 impl Default for Inner {
     fn default() -> Self {
-        Self { next_stream: FIRST_STREAM, off: false, streams: HashMap::new() }
+        Self { next_stream: FIRST_STREAM, off: false, turns: None, streams: HashMap::new() }
     }
 }
 

@@ -27,6 +27,7 @@ mod proxy;
 mod relay;
 mod repair;
 mod tls;
+mod turns;
 mod upstream;
 
 use std::io;

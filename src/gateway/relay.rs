@@ -390,6 +390,14 @@ impl Relay {
                 );
                 None
             }
+            Finding::LoneByte => {
+                warn!(
+                    event = "lone_byte",
+                    number = view.number(),
+                    "the plugin has sent a single byte: if it was a line feed, it arrives as a carriage return"
+                );
+                None
+            }
             Finding::Unchanged => None,
         }
     }
@@ -410,9 +418,11 @@ impl Relay {
                     Handshake::parse(view.payload())?;
                 self.handshake_seen = true;
                 self.multiplexed = multiplexed && !encrypted;
-                if encrypted {
+                if encrypted && multiplexed {
+                    self.repair.prevent();
+                } else if encrypted {
                     info!(
-                        "the session is encrypted: lone line feeds cannot be repaired in it, nor keep-alives sent"
+                        "the session is encrypted and not multiplexed: lone line feeds cannot be repaired in it"
                     );
                     self.repair.end();
                 } else if !multiplexed && self.agent.asks() {

@@ -13,12 +13,17 @@ use std::sync::Arc;
 use super::ledger::Ledger;
 use super::mux::{Follower, LostTrack, Piece};
 
+/// An encrypted payload is longer than the data by its nonce and its tag (AES-GCM).
+const ENCRYPTION: usize = 12 + 16;
+
 /// Follows the plugin's data as long as every byte of it can be accounted for.
 #[derive(Debug)]
 pub struct Repair {
     ledger: Arc<Ledger>,
     /// `None` once the frames or the streams cannot be followed any more, for good.
     follower: Option<Follower>,
+    /// The frames are encrypted, and their lengths are all that is told.
+    encrypted: bool,
 }
 
 /// What a payload turned out to be.
@@ -32,18 +37,27 @@ pub enum Finding {
     Foreign,
     /// The data is not mux frames. Repair has ended.
     LostTrack,
+    /// A single encrypted byte: if the plugin was given a line feed, it is one no more.
+    LoneByte,
 }
 
 impl Repair {
     /// A session's, from its first byte on.
     pub fn new(ledger: Arc<Ledger>) -> Self {
-        Self { ledger, follower: Some(Follower::default()) }
+        Self { ledger, follower: Some(Follower::default()), encrypted: false }
     }
 
     /// The payloads are not readable, or not in frames.
     pub fn end(&mut self) {
         self.follower = None;
         self.ledger.stop();
+    }
+
+    /// The payloads are frames, and encrypted: the change cannot be undone, but prevented.
+    pub fn prevent(&mut self) {
+        self.follower = None;
+        self.encrypted = true;
+        self.ledger.take_turns();
     }
 
     /// Whether the ledger's account of what the plugin holds is kept up.
@@ -58,6 +72,11 @@ impl Repair {
 
     /// Takes the next payload of the plugin's data, each exactly once and in order.
     pub fn inspect(&mut self, payload: &[u8]) -> Finding {
+        if self.encrypted {
+            let bytes = payload.len().saturating_sub(ENCRYPTION);
+            self.ledger.left(bytes);
+            return if bytes == 1 { Finding::LoneByte } else { Finding::Unchanged };
+        }
         let Some(follower) = &mut self.follower else { return Finding::Unchanged };
         let mut finding = Finding::Unchanged;
         let followed = follower.follow(payload, |piece| match piece {
@@ -160,6 +179,22 @@ mod tests {
         let (_, mut repair) = announced();
         assert_eq!(repair.inspect(b"SSH-2.0-OpenSSH_9.6\r\n"), Finding::LostTrack);
         assert_eq!(repair.inspect(b"\r"), Finding::Unchanged);
+    }
+
+    #[test]
+    fn encrypted_frames_are_handed_over_in_turns() {
+        let (ledger, mut repair) = announced();
+        repair.prevent();
+        let cx = std::task::Context::from_waker(std::task::Waker::noop());
+        let turn = |stream| ledger.poll_turn(&cx, stream, 900).is_ready();
+        assert!(turn(3) && !turn(5));
+        assert_eq!((ledger.held(3), ledger.held(5), ledger.outstanding()), (900, 0, 0));
+        assert_eq!(repair.inspect(&[0; ENCRYPTION + 8]), Finding::Unchanged);
+        assert!(!turn(5), "a stream has begun or ended, and the frame is still there");
+        assert_eq!(repair.inspect(&[0; ENCRYPTION + 908]), Finding::Unchanged);
+        assert!(turn(5));
+        assert_eq!(repair.inspect(&[0; ENCRYPTION + 1]), Finding::LoneByte);
+        assert!(!repair.is_active() && !repair.is_between_frames());
     }
 
     #[test]

@@ -227,7 +227,11 @@ impl<'a> Flow<'a> {
     /// Passes on what was read from the plugin. An error is the client's.
     fn received(&mut self, chunk: &[u8], read: io::Result<usize>) -> io::Result<()> {
         match read.map(|n| chunk.get(..n).unwrap_or_default()) {
-            Ok([]) => self.plugin_closed = true,
+            Ok([]) => {
+                self.plugin_closed = true;
+                // It answers a write after its close with a reset, which is seen as an error beside the end.
+                self.ledger.leave(self.stream, !matches!(self.plugin.take_error(), Ok(None)));
+            }
             Ok(bytes) => {
                 self.touched = true;
                 self.heard = Instant::now();
@@ -237,7 +241,10 @@ impl<'a> Flow<'a> {
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             // A reset comes after all data that was received before it: the kernel hands that out first.
-            Err(_) => self.plugin_closed = true,
+            Err(_) => {
+                self.plugin_closed = true;
+                self.ledger.leave(self.stream, true);
+            }
         }
         Ok(())
     }
@@ -259,8 +266,13 @@ impl<'a> Flow<'a> {
                 && !self.plugin_deaf
             {
                 let ready = ready!(self.plugin.poll_write_ready(cx));
+                let turn = ready!(self.ledger.poll_turn(cx, self.stream, bytes.len()));
+                let bytes = bytes.get(..turn).unwrap_or(bytes);
                 let sent = ready.and_then(|()| written(self.plugin.try_write(bytes)));
                 let sent = self.sent(sent);
+                if sent == 0 {
+                    self.ledger.leave(self.stream, true);
+                }
                 self.up.advance(sent);
             }
             // The plugin's end is seen where its bytes are read.
@@ -277,7 +289,10 @@ impl<'a> Flow<'a> {
                 }
                 Ok(bytes) => {
                     self.ledger.write(self.stream, bytes);
-                    let sent = self.sent(written(self.plugin.try_write(bytes)));
+                    let sent = match self.ledger.takes_turns() {
+                        true => 0,
+                        false => self.sent(written(self.plugin.try_write(bytes))),
+                    };
                     self.up.keep(bytes.get(sent..).unwrap_or_default());
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -297,6 +312,13 @@ impl<'a> Flow<'a> {
             self.stats.moved_up(sent);
         }
         sent
+    }
+}
+
+/// Nobody waits for a connection that is over.
+impl Drop for Flow<'_> {
+    fn drop(&mut self) {
+        self.ledger.leave(self.stream, false);
     }
 }
 

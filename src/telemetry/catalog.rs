@@ -162,6 +162,17 @@ pub static ENTRIES: &[Entry] = &[
                timeout raised.",
     },
     Entry {
+        event: "lone_byte",
+        id: "ac930fbaa7ce4824a23d8a631cfaf797",
+        subject: "A line feed may have been changed in an encrypted session",
+        text: "The plugin changes a message that is a single line feed into a carriage return. In encrypted\n\
+               sessions that cannot be undone, so that data is handed to the plugin in portions that leave no\n\
+               single byte over; but session @AUTOSSM_SESSION@ has sent one. If it was a line feed, a client's\n\
+               connection has carried a wrong byte.\n\n\
+               Look whether something else on this host connects to the plugin's own port: what it sends is\n\
+               not counted. If nothing does, and it happens again, please report it.",
+    },
+    Entry {
         event: "failover",
         id: "74ef18d2c1cc492fb2e908e44b1bfe0b",
         subject: "A second session is started beside one that is interrupted",

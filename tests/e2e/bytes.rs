@@ -1,6 +1,7 @@
 //! Every byte arrives as sent, and all of an answer arrives.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use autossm_lab::Lab;
@@ -13,10 +14,16 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::daemon::{Daemon, own_address, tunnel};
+use crate::daemon::{Daemon, Line, own_address, tunnel};
+
+async fn plain() -> (Lab, Daemon) {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let daemon = Daemon::echo(&lab, "").await;
+    (lab, daemon)
+}
 
 /// Sends `messages` one by one and compares each with its echo; returns how many differ.
-async fn echo(address: SocketAddr, messages: impl Iterator<Item = Vec<u8>>) -> usize {
+pub async fn echo(address: SocketAddr, messages: impl Iterator<Item = Vec<u8>>) -> usize {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.set_nodelay(true).unwrap();
     let mut differ = 0;
@@ -29,13 +36,17 @@ async fn echo(address: SocketAddr, messages: impl Iterator<Item = Vec<u8>>) -> u
     differ
 }
 
-/// 10 000 messages of every length from 1 to 4096, each ending in `end`, on eight connections.
-async fn ten_thousand_messages(end: u8) {
-    let lab = Lab::start(Options::default()).await.unwrap();
-    let daemon = Daemon::echo(&lab, "").await;
+/// 10 000 messages, each ending in `end`, on eight connections. Returns the daemon's log.
+pub async fn ten_thousand_messages(
+    lab: Lab,
+    daemon: Daemon,
+    end: u8,
+    length: fn(usize) -> usize,
+) -> Vec<Arc<Line>> {
+    let began = Instant::now();
     let mut clients = JoinSet::new();
     for client in 0..8 {
-        let lengths = (0..10_000).filter(move |n| n % 8 == client).map(|n| n % 4096 + 1);
+        let lengths = (0..10_000).filter(move |n| n % 8 == client).map(length);
         clients.spawn(echo(
             daemon.address,
             lengths.map(move |length| {
@@ -46,19 +57,26 @@ async fn ten_thousand_messages(end: u8) {
         ));
     }
     let differ: usize = clients.join_all().await.into_iter().sum();
-    println!("10 000 messages ending in {end:#04x}: {differ} differ");
+    println!("10 000 messages ending in {end:#04x}: {differ} differ, {:.1} s", began.elapsed().as_secs_f64());
     assert_eq!(differ, 0);
-    daemon.stop(&lab).await;
+    daemon.stop(&lab).await
+}
+
+/// Every length from 1 to 4096.
+fn every(n: usize) -> usize {
+    n % 4096 + 1
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_that_end_in_a_line_feed() {
-    ten_thousand_messages(b'\n').await;
+    let (lab, daemon) = plain().await;
+    ten_thousand_messages(lab, daemon, b'\n', every).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_that_end_in_a_carriage_return() {
-    ten_thousand_messages(b'\r').await;
+    let (lab, daemon) = plain().await;
+    ten_thousand_messages(lab, daemon, b'\r', every).await;
 }
 
 /// The length that the bare plugin changes most often: 8 bytes of mux header and 1017 are one more than it reads.
@@ -98,8 +116,12 @@ impl Row {
 /// Random bytes in random pieces, both ways at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_minute_of_random_bytes_on_eight_connections() {
-    let lab = Lab::start(Options::default()).await.unwrap();
-    let daemon = Daemon::echo(&lab, "").await;
+    let (lab, daemon) = plain().await;
+    a_minute_of_random_bytes(lab, daemon).await;
+}
+
+/// On eight connections.
+pub async fn a_minute_of_random_bytes(lab: Lab, daemon: Daemon) -> Vec<Arc<Line>> {
     let mut clients = JoinSet::new();
     for client in 0..8 {
         clients.spawn(random_bytes(daemon.address, client));
@@ -107,7 +129,7 @@ async fn a_minute_of_random_bytes_on_eight_connections() {
     let bytes: usize = clients.join_all().await.into_iter().sum();
     println!("60 s of random bytes on 8 connections: {bytes} bytes, none differs");
     assert!(bytes > 1_000_000, "only {bytes}");
-    daemon.stop(&lab).await;
+    daemon.stop(&lab).await
 }
 
 async fn random_bytes(address: SocketAddr, client: u64) -> usize {

@@ -1,14 +1,19 @@
 //! Accounts that have their sessions encrypted with a KMS key.
 
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use autossm_lab::Lab;
 use autossm_lab::fault::{ApiFault, Call, Fault};
 use autossm_lab::options::Options;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
-use crate::daemon::{Daemon, PATIENCE, own_address, tunnel, until};
+use crate::bytes;
+use crate::daemon::{Daemon, Line, PATIENCE, own_address, tunnel, until};
 use crate::faults::{KEYS, loaded};
 
 const KEY: &str = "arn:aws:kms:us-west-2:111122223333:key/01234567-89ab-cdef-0123-456789abcdef";
@@ -156,4 +161,194 @@ async fn kms_that_cannot_be_reached_is_no_denial() {
     assert!(reason.contains("kms:GenerateDataKey at kms.us-west-2.amazonaws.com:443: "), "{reason}");
     assert!(reason.contains("refused"), "{reason}");
     daemon.stop(&lab).await;
+}
+
+/// Lengths with which the bare plugin has a byte left over, and those beside them.
+const AWKWARD: [usize; 14] = [1, 2, 8, 9, 16, 17, 1015, 1016, 1017, 1018, 1024, 2041, 3065, 4096];
+
+/// The plugin's change of a line feed cannot be undone where payloads cannot be read: it must not come to it.
+fn assert_prevented(log: &[Arc<Line>]) {
+    let seen: Vec<_> = log.iter().filter(|line| line.field("event") == "lone_byte").collect();
+    assert!(seen.is_empty(), "the plugin has sent single bytes: {seen:?}");
+}
+
+async fn ten_thousand_messages(end: u8) {
+    let lab = lab().await;
+    let daemon = encrypted(&lab, "").await;
+    assert_prevented(&bytes::ten_thousand_messages(lab, daemon, end, |n| AWKWARD[n / 8 % 14]).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_end_in_a_line_feed() {
+    ten_thousand_messages(b'\n').await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_end_in_a_carriage_return() {
+    ten_thousand_messages(b'\r').await;
+}
+
+/// One client alone, so that nothing but its own bytes is in the plugin: without turns each message of 1017 bytes that
+/// ends in a line feed arrives changed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_of_awkward_lengths() {
+    let lab = lab().await;
+    let daemon = encrypted(&lab, "").await;
+    for length in AWKWARD {
+        for end in [b'\n', b'\r'] {
+            let messages = (0..100).map(|_| {
+                let mut message = vec![b'a'; length];
+                message[length - 1] = end;
+                message
+            });
+            let differ = bytes::echo(daemon.address, messages).await;
+            assert_eq!(differ, 0, "of 100 messages of {length} bytes that end in {end:#04x}");
+        }
+    }
+    assert_prevented(&daemon.stop(&lab).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_minute_of_random_bytes_on_eight_connections() {
+    let lab = lab().await;
+    let daemon = encrypted(&lab, "").await;
+    assert_prevented(&bytes::a_minute_of_random_bytes(lab, daemon).await);
+}
+
+/// Echoes to those that begin with `e`, and hangs up on all others in the middle of what they send.
+async fn moody() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                if stream.read_u8().await.unwrap_or_default() == b'e' {
+                    let (mut reader, mut writer) = stream.split();
+                    let _ = tokio::io::copy(&mut reader, &mut writer).await;
+                }
+            });
+        }
+    });
+    address
+}
+
+/// What a client has sent into a stream that the destination has ended, the plugin throws away: nobody may wait for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destination_that_hangs_up_holds_up_nobody() {
+    let lab = lab().await;
+    let address = own_address();
+    let keys = format!("kms_endpoint = \"{}\"\n{KEYS}", lab.api_url());
+    let daemon = Daemon::start(address, &tunnel(&lab, "moody", address, moody().await, &keys));
+    daemon.event("ready").await;
+    let over = CancellationToken::new();
+    let mut cut = JoinSet::new();
+    for _ in 0..4 {
+        let over = over.clone();
+        cut.spawn(async move {
+            let mut times = 0;
+            while !over.is_cancelled() {
+                let mut stream = TcpStream::connect(address).await.unwrap();
+                let (mut reader, mut writer) = stream.split();
+                let send = async {
+                    while writer.write_all(b"cut off in the middle").await.is_ok() {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                };
+                // Until the end is here, one way or the other.
+                tokio::select! {
+                    () = send => {}
+                    _ = reader.read_u8() => {}
+                }
+                times += 1;
+            }
+            times
+        });
+    }
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"e").await.unwrap();
+    let (began, mut echoed, mut longest) = (Instant::now(), 0, Duration::ZERO);
+    while began.elapsed() < Duration::from_secs(10) {
+        let length = AWKWARD[echoed % 14];
+        let asked = Instant::now();
+        echoes(&mut stream, &vec![b'\n'; length]).await;
+        longest = longest.max(asked.elapsed());
+        echoed += 1;
+    }
+    over.cancel();
+    let times: usize = cut.join_all().await.into_iter().sum();
+    println!("beside {times} connections that were cut: {echoed} echoes, the longest took {longest:.1?}");
+    assert!(times > 100 && longest < Duration::from_secs(2), "{times} cut, longest {longest:?}");
+    assert_prevented(&daemon.stop(&lab).await);
+}
+
+/// What a tunnel does for its clients.
+#[derive(Debug)]
+struct Measured {
+    /// Upward, in kB a second: one client, and eight at once.
+    throughput: [f64; 2],
+    /// From a request of 100 bytes to its echo, in ms: with one client, with 8 and with 32 at once.
+    median: [f64; 3],
+}
+
+async fn measured(lab: Lab, keys: &str) -> Measured {
+    let (upward, echo) = (own_address(), own_address());
+    let sink = lab.addresses().destinations.sink;
+    let config =
+        tunnel(&lab, "upward", upward, sink, keys) + &tunnel(&lab, "echo", echo, lab.echo_addr(), keys);
+    let daemon = Daemon::start(upward, &config);
+    daemon.event_times("ready", 2).await;
+    let mut throughput = [0.0; 2];
+    for (clients, measured) in [1, 8].into_iter().zip(&mut throughput) {
+        let (before, began) = (lab.status().sunk, Instant::now());
+        let mut open = Vec::new();
+        let each = 2_400_000 / clients;
+        for _ in 0..clients {
+            let mut client = TcpStream::connect(upward).await.unwrap();
+            open.push(tokio::spawn(async move {
+                client.write_all(&vec![b'x'; each]).await.unwrap();
+                client
+            }));
+        }
+        lab.wait_for("all bytes", PATIENCE, |status| status.sunk - before == 2_400_000).await.unwrap();
+        *measured = 2400.0 / began.elapsed().as_secs_f64();
+    }
+    let mut median = [0.0; 3];
+    for (clients, measured) in [1, 8, 32].into_iter().zip(&mut median) {
+        let mut asking = JoinSet::new();
+        for _ in 0..clients {
+            asking.spawn(async move {
+                let mut client = TcpStream::connect(echo).await.unwrap();
+                client.set_nodelay(true).unwrap();
+                let mut times = Vec::new();
+                for _ in 0..1600 / clients {
+                    let began = Instant::now();
+                    echoes(&mut client, &[b'x'; 100]).await;
+                    times.push(began.elapsed().as_secs_f64() * 1000.0);
+                }
+                times
+            });
+        }
+        let mut times: Vec<f64> = asking.join_all().await.into_iter().flatten().collect();
+        times.sort_by(f64::total_cmp);
+        *measured = times[times.len() / 2];
+    }
+    daemon.stop(&lab).await;
+    Measured { throughput, median }
+}
+
+/// An unencrypted session is not written to in turns.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cost_of_turns() {
+    let without = measured(Lab::start(Options::default()).await.unwrap(), "").await;
+    let lab = lab().await;
+    let kms = format!("kms_endpoint = \"{}\"", lab.api_url());
+    let with = measured(lab, &kms).await;
+    println!("upward, 1 and 8 clients: {:.0?} kB/s, in turns {:.0?}", without.throughput, with.throughput);
+    println!(
+        "100 bytes and their echo, 1, 8 and 32 clients: median {:.1?} ms, in turns {:.1?}",
+        without.median, with.median
+    );
+    for (without, with) in without.throughput.iter().zip(with.throughput) {
+        assert!(with > without * 0.7, "in turns {with:.0} kB/s instead of {without:.0}");
+    }
 }

@@ -196,6 +196,8 @@ async fn serve(mux: Arc<Mux>, stream: Arc<Stream>, client: TcpStream) {
             mux.send(&stream, &data[..length], number).await;
             number = number.wrapping_add(1);
         }
+        // Closed as a whole, before the stream: bytes that lie in it unread are answered with a reset.
+        drop(from_client);
         mux.close(&stream).await;
     };
     let downward = async {
@@ -206,7 +208,7 @@ async fn serve(mux: Arc<Mux>, stream: Arc<Stream>, client: TcpStream) {
                 break;
             }
         }
-        drop(to_client);
+        to_client.forget();
         client_closed.cancel();
     };
     tokio::join!(upward, downward);
