@@ -57,6 +57,8 @@ pub struct Relay {
     created: u64,
     ended: bool,
     malformed: u64,
+    /// Encrypted messages of one byte.
+    lone_bytes: u64,
 }
 
 impl Relay {
@@ -77,6 +79,7 @@ impl Relay {
             created: 1,
             ended: false,
             malformed: 0,
+            lone_bytes: 0,
         }
     }
 
@@ -391,11 +394,16 @@ impl Relay {
                 None
             }
             Finding::LoneByte => {
-                warn!(
-                    event = "lone_byte",
-                    number = view.number(),
-                    "the plugin has sent a single byte: if it was a line feed, it arrives as a carriage return"
-                );
+                self.lone_bytes += 1;
+                // Ever more rarely: somebody else on the plugin's port may send many.
+                if self.lone_bytes.is_power_of_two() {
+                    warn!(
+                        event = "lone_byte",
+                        number = view.number(),
+                        count = self.lone_bytes,
+                        "the plugin has sent a single byte: if it was a line feed, it arrives as a carriage return"
+                    );
+                }
                 None
             }
             Finding::Unchanged => None,

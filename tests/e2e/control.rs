@@ -49,7 +49,7 @@ impl Daemon {
     }
 
     /// Waits until the tunnel's status is as wanted.
-    async fn status(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub async fn status(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let began = Instant::now();
         loop {
             let status = self.say(&["status", "echo", "--json"]).await.json();

@@ -63,6 +63,8 @@ async fn data_flows_and_keep_alives_stay_off() {
     let said = daemon.event("encrypted").await;
     assert_eq!(said.fields["level"], "INFO");
     assert_eq!([said.field("session")], lab.sessions()[..]);
+    let status = daemon.status("encrypted", |status| status["sessions"][0]["encrypted"] == true).await;
+    assert_eq!(status["sessions"][0]["keepalive"], false);
     let mut client = TcpStream::connect(daemon.address).await.unwrap();
     echoes(&mut client, b"before").await;
     // Three times as long as an unencrypted session waits for its first one.

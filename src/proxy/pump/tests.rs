@@ -331,3 +331,41 @@ async fn a_reset_of_the_client_closes_at_once_even_when_nothing_is_read() {
     rig.wait(|counts| counts.open == 0).await;
     assert!(!eof(&mut socket).await.is_empty());
 }
+
+/// Where the frames are encrypted: the next connection writes when what the one before wrote has left the plugin, or
+/// never will.
+#[tokio::test]
+async fn in_turns_one_connection_writes_after_the_other() {
+    let rig = Rig::new(settings());
+    let (plugin, route) = plugin(1).await;
+    route.ledger.take_turns();
+    rig.publish(vec![route.clone()]);
+    let (mut first, mut sockets) = (rig.client().await, Vec::new());
+    sockets.push(accept(&plugin).await);
+    first.write_all(&[b'a'; 1000]).await.unwrap();
+    assert_eq!(exact(&mut sockets[0], 998).await, [b'a'; 998], "1000 is a multiple of 8");
+    assert_eq!(route.ledger.held(3), 998);
+
+    let mut second = rig.client().await;
+    sockets.push(accept(&plugin).await);
+    second.write_all(&[b'b'; 900]).await.unwrap();
+    // Two connections have begun; that says nothing about the bytes of the first.
+    route.ledger.left(8 + 8);
+    let early = timeout(Duration::from_millis(100), sockets[1].peek(&mut [0])).await;
+    assert!(early.is_err(), "not its turn");
+    route.ledger.left(8 + 998);
+    assert_eq!(exact(&mut sockets[0], 2).await, *b"aa", "it came first");
+    route.ledger.left(8 + 2);
+    assert_eq!(exact(&mut sockets[1], 900).await, [b'b'; 900]);
+
+    route.ledger.left(8 + 900);
+
+    // The second one's destination hangs up before the plugin has read what was written.
+    second.write_all(&[b'b'; 900]).await.unwrap();
+    timeout(PATIENCE, sockets[1].peek(&mut [0])).await.unwrap().unwrap();
+    first.write_all(&[b'a'; 999]).await.unwrap();
+    let early = timeout(Duration::from_millis(100), sockets[0].peek(&mut [0])).await;
+    assert!(early.is_err(), "not its turn");
+    drop(sockets.pop());
+    assert_eq!(exact(&mut sockets[0], 999).await, [b'a'; 999]);
+}
