@@ -74,7 +74,7 @@ fn step(dice: &mut StdRng, mode: Mode) -> Step {
     let time = Duration::from_millis(dice.random_range(300..LONGEST.as_millis() as u64));
     let begin = |fault| Step::Begin(fault, time);
     let share = dice.random_range(0.0..0.1);
-    match dice.random_range(0..20) {
+    match dice.random_range(0..21) {
         0..=3 => Step::Close,
         4 | 5 => Step::Abort,
         6 => Step::Terminate,
@@ -97,6 +97,7 @@ fn step(dice: &mut StdRng, mode: Mode) -> Step {
             acknowledgements_out: share,
         })),
         16 => begin(Fault::AgentAway),
+        18 => Step::Garbage,
         17 => begin(Fault::MaximumLife(Duration::from_secs(dice.random_range(2..10)))),
         _ => {
             let call = *Call::value_variants().choose(dice).unwrap();

@@ -11,6 +11,7 @@ use clap::ValueEnum as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use procfs::process::Process;
+use tokio_tungstenite::tungstenite::Message as Frame;
 
 use crate::daemon::Daemon;
 
@@ -25,6 +26,8 @@ pub enum Step {
     Terminate,
     /// A plugin gets this signal.
     Plugin(Signal),
+    /// The service says something to one session's client that is no message.
+    Garbage,
     /// The agent of one session does nothing for so long. Goes on in the background.
     HangAgent(Duration),
     /// A fault is in force for so long. Goes on in the background.
@@ -62,6 +65,11 @@ impl Step {
                     && let Some(plugin) = plugin(daemon)
                 {
                     let _ = kill(plugin, signal);
+                }
+            }
+            Self::Garbage => {
+                if let Some(session) = lab.sessions().first() {
+                    lab.say(session, Frame::binary(vec![0xff; 200]), 1).await;
                 }
             }
             Self::HangAgent(time) => {
@@ -152,6 +160,7 @@ impl fmt::Display for Step {
             Self::Abort => f.write_str("data channels reset"),
             Self::Terminate => f.write_str("sessions terminated"),
             Self::Plugin(signal) => write!(f, "plugin {signal}"),
+            Self::Garbage => f.write_str("garbage on a data channel"),
             Self::HangAgent(time) => write!(f, "an agent hangs for {}", seconds(time)),
             Self::Begin(fault, time) => write!(f, "{} for {}", words(fault), seconds(time)),
             Self::Over => f.write_str("until that is over"),

@@ -153,6 +153,13 @@ fn life() -> Vec<Row> {
             bound(A_LITTLE, 3 + A_LITTLE).cuts(1).starts(1),
             bound(A_LITTLE, 3 + A_LITTLE).cuts(1).starts(1),
         ),
+        // It ends the session, unless nobody but the plugin reads it.
+        row(
+            "garbage on one data channel",
+            [Step::Garbage],
+            bound(A_LITTLE, A_LITTLE).cuts(1).starts(1),
+            bound(FAILOVER, FAILOVER).cuts(1).starts(1),
+        ),
         // Noticed after 15 s; whoever was given to it before waits until the agent is back.
         row(
             "an agent hangs for 20 s",
@@ -180,11 +187,12 @@ fn outages() -> Vec<Row> {
             bound(20 + next_attempt, next_attempt).starts(1).times_out(),
             bound(20 + next_attempt, next_attempt).cuts(1).starts(1).times_out(),
         ),
+        // In observe mode the long-lived connection is cut, opened again, held and sent away like all others.
         row(
             "everything refused for 90 s",
             lasts(Fault::Refuse, 90),
             bound(30 + A_LITTLE, next_attempt).starts(1).times_out(),
-            bound(30 + A_LITTLE, next_attempt).cuts(2).starts(1).times_out(),
+            bound(30 + A_LITTLE, next_attempt).cuts(1 + 90 / 30).starts(1).times_out(),
         )
         .long(),
         // Longer than the plugin goes on resending: it asks to terminate the session after five minutes.
@@ -192,7 +200,7 @@ fn outages() -> Vec<Row> {
             "everything refused for 6 min",
             lasts(Fault::Refuse, 360),
             bound(30 + A_LITTLE, next_attempt).starts(1).times_out(),
-            bound(30 + A_LITTLE, next_attempt).cuts(2).starts(1).times_out(),
+            bound(30 + A_LITTLE, next_attempt).cuts(1 + 360 / 30).starts(1).times_out(),
         )
         .long(),
         // Whoever was given to the session before it is noticed waits until it is over.
