@@ -59,6 +59,7 @@ class Scenarios:
                 self.privileged_port,
                 self.sandbox,
                 self.journal,
+                self.control,
                 self.unknown_name,
                 self.restarts,
                 self.kills,
@@ -197,6 +198,38 @@ class Scenarios:
         plugin = site.journal("-u", "autossm@db", "SYSLOG_IDENTIFIER=session-manager-plugin")
         example = plugin[-1]["MESSAGE"] if plugin else None
         self.shows(bool(plugin), f"{len(plugin)} lines of the plugin, such as {example!r}")
+
+    def control(self):
+        site = self.site
+        site.run("useradd", "--no-create-home", "--groups", "autossm", "member")
+        site.run("useradd", "--no-create-home", "stranger")
+        ask = lambda user, *words: site.run("runuser", "-u", user, "--", "autossm", *words, check=False)
+        for user in ["root", "autossm", "member"]:
+            done = ask(user, "status", "db")
+            said = done.stdout.splitlines()[:1] or done.stderr
+            self.shows(done.returncode == 0 and "db · up for" in done.stdout, f"status for {user}: {said}")
+        mode = site.run("stat", "-c", "%U:%G %a", "/run/autossm/db/control.sock").stdout.strip()
+        self.shows(mode == "autossm:autossm 660", f"the socket is {mode}")
+        done = ask("stranger", "status", "db")
+        self.shows(done.returncode == 77 and "member of the group autossm" in done.stderr, f"a stranger gets status {done.returncode}: {done.stderr.strip()}")
+        done = ask("member", "status")
+        rows = [line.split()[:2] for line in done.stdout.splitlines()[1:3]]
+        self.shows(done.returncode == 0 and rows == [["db", "up"], ["other", "up"]], f"one process for each, one table: {rows}")
+        done = ask("member", "drain", "db")
+        self.shows(done.returncode == 0 and ask("member", "status", "db").returncode == 1, f"drained: {done.stdout.strip()}")
+        ask("member", "resume", "db")
+        done = ask("member", "wait", "db", "--timeout", "20s")
+        self.shows(done.returncode == 0, f"resumed, and waited for {done.stderr.strip()}")
+        ask("member", "rotate", "db")
+        wait("the new session", 30, lambda: '"replaced": 1' in ask("root", "status", "db", "--json").stdout)
+        self.shows(True, "rotated")
+        self.systemctl("restart", "autossm@db")
+        events = ask("member", "events", "db").stdout
+        self.shows("asked for by" in events and "stopped" in events, f"{events.count(chr(10))} events outlive a restart")
+        self.systemctl("stop", "autossm@other")
+        done = ask("member", "status", "other")
+        self.shows(done.returncode == 69 and "systemctl start autossm@other" in done.stderr, f"stopped: {done.stderr.strip()}")
+        self.systemctl("start", "autossm@other")
 
     def unknown_name(self):
         done = self.site.run("systemctl", "start", "autossm@dbb", check=False)
