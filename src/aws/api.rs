@@ -34,6 +34,14 @@ pub trait Api: Send + Sync {
         max_age: Duration,
     ) -> BoxFuture<'a, Result<Vec<Node>, Failure>>;
 
+    /// The account's maximum session duration in this region, from the Session Manager preferences
+    /// (`inputs.maxSessionDuration` of the document `SSM-SessionManagerRunShell`, 1 to 1440 minutes). `None` where it has
+    /// none, and where it cannot be read, which is no failure: few are allowed to. The answer is kept for an hour, however
+    /// many ask.
+    ///
+    /// <https://docs.aws.amazon.com/systems-manager/latest/userguide/session-preferences-max-timeout.html>
+    fn maximum_session_duration(&self) -> BoxFuture<'_, Option<Duration>>;
+
     /// Credentials for a signature made now, refreshed if they are about to expire.
     fn credentials(&self) -> BoxFuture<'_, Result<aws_credential_types::Credentials, Failure>>;
 

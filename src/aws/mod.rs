@@ -9,6 +9,7 @@ mod credentials;
 pub mod errors;
 mod limit;
 mod nodes;
+mod preferences;
 pub mod sdk;
 pub mod sign;
 pub mod target;

@@ -12,7 +12,7 @@ use aws_credential_types::Credentials;
 use aws_sdk_ssm::Client;
 use aws_sdk_ssm::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
 use aws_sdk_ssm::config::{IdentityCache, SharedHttpClient};
-use aws_sdk_ssm::types::{InstanceInformation, InstanceInformationStringFilter, PingStatus};
+use aws_sdk_ssm::types::{DocumentFormat, InstanceInformation, InstanceInformationStringFilter, PingStatus};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
@@ -26,7 +26,8 @@ use super::credentials::Source;
 use super::errors::{self, Refusal};
 use super::limit::StartLimit;
 use super::nodes::Nodes;
-use super::{silent, transport};
+use super::preferences::Preferences;
+use super::{preferences, silent, transport};
 use crate::config::Identity;
 use crate::network::{Environment, Network};
 use crate::tunnel::failure::{Class, Failure};
@@ -135,6 +136,7 @@ struct Sdk {
     endpoint: String,
     nodes: Nodes,
     limit: Arc<StartLimit>,
+    preferences: Preferences,
     /// For a whole call: [`CALL`], but in tests.
     patience: Duration,
 }
@@ -161,7 +163,8 @@ impl Sdk {
             builder = builder.endpoint_url(url);
         }
         let client = Client::from_conf(builder.build());
-        Ok(Self { client, source, region, endpoint, nodes: Nodes::default(), limit, patience: CALL })
+        let (nodes, preferences) = (Nodes::default(), Preferences::default());
+        Ok(Self { client, source, region, endpoint, nodes, preferences, limit, patience: CALL })
     }
 
     /// Makes a call under the limit of time, and turns its error into ours.
@@ -252,6 +255,17 @@ impl Sdk {
         }
     }
 
+    /// The content of the account's Session Manager preferences; `None` where there are none.
+    async fn preferences(&self) -> Result<Option<String>, Failure> {
+        let call =
+            self.client.get_document().name(preferences::DOCUMENT).document_format(DocumentFormat::Json);
+        match self.call("GetDocument", call.send()).await {
+            Ok(output) => Ok(output.content),
+            Err(refusal) if refusal.code.as_deref() == Some("InvalidDocument") => Ok(None),
+            Err(refusal) => Err(refusal.failure),
+        }
+    }
+
     async fn online(&self, tag: &str, value: &str) -> Result<Vec<Node>, Failure> {
         let filter = |key: String, value: &str| {
             InstanceInformationStringFilter::builder()
@@ -329,6 +343,10 @@ impl Api for Sdk {
         max_age: Duration,
     ) -> BoxFuture<'a, Result<Vec<Node>, Failure>> {
         self.nodes.get(tag, value, max_age, self.online(tag, value)).boxed()
+    }
+
+    fn maximum_session_duration(&self) -> BoxFuture<'_, Option<Duration>> {
+        self.preferences.maximum_session_duration(|| self.preferences()).boxed()
     }
 
     fn credentials(&self) -> BoxFuture<'_, Result<Credentials, Failure>> {

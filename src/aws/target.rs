@@ -114,7 +114,7 @@ mod tests {
             half_close_timeout: Duration::ZERO,
             client_buffer: 0,
             stalled_client_timeout: None,
-            rotate: None,
+            rotate: crate::config::Rotate::Off,
             keepalive: None,
             failover_after: Duration::ZERO,
             resume_for: Duration::ZERO,
@@ -163,6 +163,10 @@ mod tests {
     struct Nodes(Vec<&'static str>);
 
     impl Api for Nodes {
+        fn maximum_session_duration(&self) -> BoxFuture<'_, Option<std::time::Duration>> {
+            unreachable!("no limit is asked for")
+        }
+
         fn start_session<'a>(
             &'a self,
             _: &'a StartRequest,

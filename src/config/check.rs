@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::file::{File, Section};
 use super::keys;
 use super::problem::{Report, quoted};
-use super::{Config, GatewayMode, Identity, Listen, Tunnel};
+use super::{Config, GatewayMode, Identity, Listen, Rotate, Tunnel};
 
 /// The configuration, whole if nothing was reported.
 pub(super) fn check(file: File, report: &mut Report<'_>) -> Config {
@@ -140,7 +140,7 @@ fn merged(own: Section, defaults: &Section) -> Option<Tunnel> {
         half_close_timeout: pick!(half_close_timeout).unwrap_or(seconds(5)),
         client_buffer: pick!(client_buffer).unwrap_or(4 << 20),
         stalled_client_timeout: pick!(stalled_client_timeout).unwrap_or(Some(seconds(300))),
-        rotate: pick!(rotate).flatten(),
+        rotate: pick!(rotate).unwrap_or(Rotate::Auto),
         keepalive: pick!(keepalive).unwrap_or(Some(seconds(60))),
         failover_after: pick!(failover_after).unwrap_or(seconds(5)),
         resume_for: pick!(resume_for).unwrap_or(seconds(600)),

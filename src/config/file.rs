@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 use super::keys;
 use super::problem::{Report, quoted};
 use super::value::{Given, Value};
-use super::{GatewayMode, Listen, StreamEndpoint, Target};
+use super::{GatewayMode, Listen, Rotate, StreamEndpoint, Target};
 
 /// What one `[[tunnel]]` or `[defaults]` gives; what is absent, or wrong and reported, is `None`.
 #[derive(Default)]
@@ -49,7 +49,7 @@ pub(super) struct Section {
     pub half_close_timeout: Option<Duration>,
     pub client_buffer: Option<usize>,
     pub stalled_client_timeout: Option<Option<Duration>>,
-    pub rotate: Option<Option<Duration>>,
+    pub rotate: Option<Rotate>,
     pub keepalive: Option<Option<Duration>>,
     pub failover_after: Option<Duration>,
     pub resume_for: Option<Duration>,

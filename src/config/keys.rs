@@ -297,13 +297,14 @@ pub(super) static KEYS: &[Key] = &[
     ),
     Key::new(
         "rotate",
-        Other("`\"off\"` or a duration, `1s` to `30d`", |s, g| {
-            s.rotate = text::duration_or_off(g, Duration::from_secs(1), Duration::from_millis(30 * DAY));
+        Other("`\"auto\"`, `\"off\"` or a duration, `1s` to `30d`", |s, g| {
+            s.rotate = text::rotate(g, Duration::from_secs(1), Duration::from_millis(30 * DAY));
         }),
-        Value("\"off\""),
-        "A new session at this age, ready before the old one drains. For accounts with a maximum session duration: \
-         choose less than that.",
-    ),
+        Value("\"auto\""),
+        "A new session at this age, or up to a tenth of it earlier, ready before the old one drains. `auto`: before the \
+         account's maximum session duration, if it has one.",
+    )
+    .also(&["max_age", "lifetime", "max_session_duration"]),
     Key::new(
         "keepalive",
         Other("`\"off\"` or a duration, `1s` to `1h`", |s, g| {

@@ -89,8 +89,8 @@ pub struct Tunnel {
     pub client_buffer: usize,
     /// A client that takes nothing for this long, while something waits for it, is closed; `None` is never.
     pub stalled_client_timeout: Option<Duration>,
-    /// A new session at this age, make-before-break; `None` is never.
-    pub rotate: Option<Duration>,
+    /// When a new session takes the place of one that works, make-before-break.
+    pub rotate: Rotate,
     /// When no stream data has flowed for this long, a keep-alive goes to the agent; `None` is never.
     pub keepalive: Option<Duration>,
     /// Data channel down for this long: a replacement is started beside it.
@@ -116,6 +116,17 @@ pub struct Identity {
     pub endpoint_url: Option<String>,
     /// PEM file of certificate authorities trusted beside the system's, for the API and the data channel.
     pub ca_file: Option<PathBuf>,
+}
+
+/// When sessions are rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rotate {
+    /// Never.
+    Off,
+    /// At this age, or a little earlier.
+    At(Duration),
+    /// Before the account's maximum session duration, if it has one.
+    Auto,
 }
 
 /// Where clients connect.

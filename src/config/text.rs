@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::GatewayMode;
 use super::duration;
 use super::keys::nearest;
 use super::problem::quoted;
 use super::value::{Given, Wrong, described};
+use super::{GatewayMode, Rotate};
 
 /// A systemd instance is called by it, and a folder.
 pub(super) fn name(text: &str) -> Result<String, Wrong> {
@@ -112,19 +112,36 @@ pub(super) fn duration_or_off(
     least: Duration,
     most: Duration,
 ) -> Option<Option<Duration>> {
-    match given.value.get_ref() {
-        DeValue::String(text) if text == "off" => Some(None),
-        DeValue::String(text) => {
-            let read = duration::parse(text, least, most).map_err(|wrong| or_off(&wrong));
-            read.map(Some).or_else(|wrong| given.wrong(wrong).ok_or(())).ok()
-        }
-        DeValue::Boolean(false) => given.wrong(Wrong::new("`false` is not a duration", "write \"off\"")),
-        _ => given.duration(least, most).map(Some),
-    }
+    duration_or(given, least, most, &[("off", None)], Some)
 }
 
-fn or_off(wrong: &Wrong) -> Wrong {
-    Wrong::new(wrong.what.clone(), format!("{}, or \"off\"", wrong.help))
+/// `auto`, `off` or an age.
+pub(super) fn rotate(given: &mut Given<'_, '_>, least: Duration, most: Duration) -> Option<Rotate> {
+    duration_or(given, least, most, &[("off", Rotate::Off), ("auto", Rotate::Auto)], Rotate::At)
+}
+
+/// One of some words, or a duration.
+fn duration_or<T: Copy>(
+    given: &mut Given<'_, '_>,
+    least: Duration,
+    most: Duration,
+    words: &[(&str, T)],
+    duration: fn(Duration) -> T,
+) -> Option<T> {
+    let written = match given.value.get_ref() {
+        DeValue::String(text) => text,
+        DeValue::Boolean(false) => {
+            return given.wrong(Wrong::new("`false` is not a duration", "write \"off\""));
+        }
+        _ => return given.duration(least, most).map(duration),
+    };
+    if let Some((_, value)) = words.iter().find(|(word, _)| *word == written) {
+        return Some(*value);
+    }
+    let or_words: String = words.iter().map(|(word, _)| format!(", or \"{word}\"")).collect();
+    let read = duration::parse(written, least, most)
+        .map_err(|wrong| Wrong::new(wrong.what, format!("{}{or_words}", wrong.help)));
+    read.map(duration).or_else(|wrong| given.wrong(wrong).ok_or(())).ok()
 }
 
 /// A name to look for, or a whole path: the daemon's working directory is nobody's choice.

@@ -42,6 +42,10 @@ fn one(View { tunnel, clients, .. }: &View<'_>, now: Instant) -> String {
                 [session] => parts.push(format!("session …{}", tail(session))),
                 sessions => parts.push(format!("{} sessions", sessions.len())),
             }
+            if let (Some(degraded), Some(since)) = (&tunnel.status.degraded, tunnel.degraded_since) {
+                let lasts = age(now.saturating_duration_since(since));
+                parts.push(format!("degraded for {lasts}: {}", cut(&degraded.reason)));
+            }
         }
         State::Interrupted => parts.push(format!("data channel down for {}, resuming", age(lasts))),
         State::Starting => parts.push("starting a session".to_owned()),
@@ -79,9 +83,12 @@ fn several(views: &[View<'_>]) -> String {
         (State::Draining, "drained"),
         (State::Stopping, "stopping"),
     ];
-    for (state, word) in states {
-        let named: Vec<_> =
-            views.iter().filter(|view| view.tunnel.status.state == state).map(named).collect();
+    let in_state = |state| -> Vec<String> {
+        views.iter().filter(|view| view.tunnel.status.state == state).map(named).collect()
+    };
+    let degraded = views.iter().filter(|view| view.tunnel.is_up() && view.tunnel.status.degraded.is_some());
+    let kinds = states.map(|(state, word)| (in_state(state), word));
+    for (named, word) in kinds.into_iter().chain([(degraded.map(named).collect(), "degraded")]) {
         if named.is_empty() {
             continue;
         }
@@ -137,7 +144,8 @@ mod tests {
     use crate::tunnel::status::Status;
 
     fn snapshot(state: State, since: Instant) -> Snapshot {
-        let status = Status { state, sessions: Vec::new(), next_attempt: None, failure: None };
+        let status =
+            Status { state, sessions: Vec::new(), next_attempt: None, failure: None, degraded: None };
         Snapshot::new(status, since)
     }
 
@@ -184,6 +192,22 @@ mod tests {
             said(&waiting, held, began)
                 .starts_with("waiting 12 s: target not connected: i-1 is not connected · 1 open")
         );
+    }
+
+    #[test]
+    fn a_destination_that_is_down_is_said_although_the_tunnel_is_up() {
+        let began = Instant::now();
+        let mut up = snapshot(State::Up, began);
+        let reason = "connection refused".to_owned();
+        up.status.degraded = Some(crate::tunnel::status::Degraded { since: Duration::ZERO, reason });
+        up.degraded_since = Some(began + Duration::from_secs(60));
+        assert_eq!(
+            said(&up, Counts::default(), began + Duration::from_secs(300)),
+            "up 5m · degraded for 4m: connection refused · 0 open, 0 served"
+        );
+        let view = View { name: "db", tunnel: &up, clients: Counts::default() };
+        let other = View { name: "b", tunnel: &snapshot(State::Up, began), clients: Counts::default() };
+        assert_eq!(line(&[view, other], began), "2 of 2 up · degraded: db");
     }
 
     #[test]

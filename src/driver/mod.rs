@@ -43,6 +43,7 @@ use crate::proxy::{Route, Stats};
 use crate::telemetry::history::History;
 use crate::telemetry::recorder::{HISTORY, Recorder};
 use crate::tunnel::failure::{Class, Failure};
+use crate::tunnel::rotation::Rotate;
 use crate::tunnel::status::State;
 use crate::tunnel::{Action, Event, Generation, Report, SessionEvent, Settings, Tunnel};
 use begin::{SharedTargets, begin, tell_of_agent};
@@ -289,6 +290,7 @@ impl Driver {
             }
             Message::Connections(generation, open) => (generation, SessionEvent::Connections(open)),
             Message::Terminated(generation, result) => (generation, SessionEvent::Terminated(result)),
+            Message::Limit(limit) => return Some(Event::Limit(limit)),
         };
         Some(Event::Session(generation, event))
     }
@@ -344,6 +346,9 @@ impl Driver {
                 }
             }
             Action::Terminate(generation) => self.terminate(generation),
+            // Not configured yet.
+            Action::Probe(_) => {}
+            Action::AskLimit => self.ask_limit(),
             Action::Forget(generation) => self.forget(generation, true),
             Action::LeaveRecorded(generation) => self.forget(generation, false),
             Action::Report(mut report) => {
@@ -360,7 +365,8 @@ impl Driver {
                         snapshot.last_resumed = Some(after);
                     });
                 }
-                let session = self.sessions.get(&report::generation(&report));
+                let session =
+                    report::generation(&report).and_then(|generation| self.sessions.get(&generation));
                 self.numbers.report(&report, session.map(|session| &session.seen));
                 if let (Report::Ended { cut, .. }, Some(route)) =
                     (&mut report, session.and_then(|s| s.route.as_ref()))
@@ -430,6 +436,19 @@ impl Driver {
         tokio::spawn(async move {
             let result = api.terminate_session(&id).await;
             let _ = sender.send(Message::Terminated(generation, result)).await;
+        });
+    }
+
+    /// Not before a session serves, so that its client is there and its credentials are good.
+    fn ask_limit(&self) {
+        let (config, clients, sender) =
+            (self.config.clone(), self.shared.clients.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let limit = match clients.get(&config.identity).await {
+                Ok(api) => api.maximum_session_duration().await,
+                Err(_) => None,
+            };
+            let _ = sender.send(Message::Limit(limit)).await;
         });
     }
 
@@ -526,7 +545,12 @@ fn settings(config: &config::Tunnel) -> Settings {
             GatewayMode::Observe => config.failover_after,
         },
         drain: config.drain,
-        rotate: config.rotate,
+        rotate: match config.rotate {
+            config::Rotate::Off => Rotate::Off,
+            config::Rotate::At(age) => Rotate::At(age),
+            config::Rotate::Auto => Rotate::Auto,
+        },
+        probing: None,
     }
 }
 

@@ -52,6 +52,9 @@ pub(super) fn write(tunnel: &str, session: &str, report: &Report) {
                 Reason::ForeignConnection => "another process has connected to the plugin's port",
                 Reason::Requested => "somebody has asked for it",
                 Reason::Stalled => "a client that does not read holds it up",
+                Reason::Unanswered => {
+                    "its probes are not answered, and nothing shows that its agent is there"
+                }
             };
             info!(tunnel, session, event = "replacing", reason, "starting a replacement: {reason}");
         }
@@ -132,6 +135,34 @@ pub(super) fn write(tunnel: &str, session: &str, report: &Report) {
                 ),
             }
         }
+        Report::Degraded(_, reason) => {
+            error!(
+                tunnel,
+                session,
+                event = "degraded",
+                reason,
+                "the destination is down: {reason}; the tunnel stays up"
+            );
+        }
+        Report::Recovered(_, after) => {
+            info!(
+                tunnel,
+                session,
+                event = "recovered",
+                duration_ms = millis(*after),
+                "the destination can be reached again, after {}",
+                span(*after)
+            );
+        }
+        Report::Limit(limit) => {
+            info!(
+                tunnel,
+                event = "limit_learned",
+                duration_ms = millis(*limit),
+                "the account ends sessions at the age of {}: each is replaced before that",
+                span(*limit)
+            );
+        }
         Report::NotTerminated(_, reason) => {
             warn!(
                 tunnel,
@@ -144,9 +175,10 @@ pub(super) fn write(tunnel: &str, session: &str, report: &Report) {
     }
 }
 
-/// Whom a report is about.
-pub(super) fn generation(report: &Report) -> Generation {
-    match report {
+/// Whom a report is about, if it is about one session.
+pub(super) fn generation(report: &Report) -> Option<Generation> {
+    Some(match report {
+        Report::Limit(_) => return None,
         Report::Ready(generation, _)
         | Report::Interrupted(generation, _)
         | Report::Resumed(generation, ..)
@@ -156,10 +188,12 @@ pub(super) fn generation(report: &Report) -> Generation {
         | Report::ServesAgain(generation)
         | Report::Stalled(generation, ..)
         | Report::Flows(generation, _)
+        | Report::Degraded(generation, _)
+        | Report::Recovered(generation, _)
         | Report::Ended { generation, .. }
         | Report::Failed(generation, ..)
         | Report::NotTerminated(generation, _) => *generation,
-    }
+    })
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -168,7 +168,8 @@ mod tests {
     use crate::tunnel::status::{State, Status};
 
     fn snapshot(state: State) -> Snapshot {
-        let status = Status { state, sessions: Vec::new(), next_attempt: None, failure: None };
+        let status =
+            Status { state, sessions: Vec::new(), next_attempt: None, failure: None, degraded: None };
         Snapshot::new(status, Instant::now())
     }
 

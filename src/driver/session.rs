@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -33,6 +34,8 @@ pub(super) enum Message {
     Plugin(Generation, process::Event),
     Connections(Generation, usize),
     Terminated(Generation, Result<(), Failure>),
+    /// The account's maximum session duration.
+    Limit(Option<Duration>),
 }
 
 /// A session that the service has started, and all that it takes to go on with it.

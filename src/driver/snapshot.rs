@@ -15,6 +15,8 @@ pub struct Snapshot {
     pub since: Instant,
     /// When the next attempt to start a session is made, while one is waited for.
     pub next_attempt: Option<Instant>,
+    /// Since when the destination is down, while it is.
+    pub degraded_since: Option<Instant>,
     /// The ids of the sessions that take new connections, oldest first.
     pub serving: Vec<String>,
     /// How often a data channel was opened again.
@@ -25,7 +27,15 @@ pub struct Snapshot {
 
 impl Snapshot {
     pub(super) fn new(status: Status, now: Instant) -> Self {
-        Self { status, since: now, next_attempt: None, serving: Vec::new(), resumed: 0, last_resumed: None }
+        Self {
+            status,
+            since: now,
+            next_attempt: None,
+            degraded_since: None,
+            serving: Vec::new(),
+            resumed: 0,
+            last_resumed: None,
+        }
     }
 
     /// Takes on a newer status; whether anything is different.
@@ -37,6 +47,7 @@ impl Snapshot {
             self.since = Instant::now();
         }
         self.next_attempt = status.next_attempt.map(|at| began + at);
+        self.degraded_since = status.degraded.as_ref().map(|degraded| began + degraded.since);
         self.status = status;
         self.serving = serving;
         true

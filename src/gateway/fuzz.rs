@@ -246,6 +246,10 @@ impl Nobody {
 }
 
 impl Api for Nobody {
+    fn maximum_session_duration(&self) -> BoxFuture<'_, Option<std::time::Duration>> {
+        std::future::ready(None).boxed()
+    }
+
     fn start_session<'a>(&'a self, _: &'a StartRequest) -> BoxFuture<'a, Result<StartedSession, Failure>> {
         async { Self::failure() }.boxed()
     }

@@ -45,6 +45,10 @@ struct TestApi {
 }
 
 impl Api for TestApi {
+    fn maximum_session_duration(&self) -> BoxFuture<'_, Option<Duration>> {
+        unreachable!("the gateway asks for no limit")
+    }
+
     fn start_session<'a>(&'a self, _: &'a StartRequest) -> BoxFuture<'a, Result<StartedSession, Failure>> {
         unreachable!("the gateway starts no session")
     }

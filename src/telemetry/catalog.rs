@@ -238,8 +238,8 @@ pub static ENTRIES: &[Entry] = &[
         text: "Session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ has ended without being asked to:\n\
                @AUTOSSM_REASON@. @AUTOSSM_CUT@ connections were cut with it. A new session is started at\n\
                once, and clients that connect wait for it.\n\n\
-               If the reason is a maximum session duration or an idle timeout of the account, set\n\
-               `rotate` to less than that. If somebody has terminated it, CloudTrail has the name. If the\n\
+               If the reason is the account's maximum session duration, `rotate = \"auto\"` replaces the\n\
+               next one before that. If it is the idle timeout, see `keepalive`. If somebody has terminated it, CloudTrail has the name. If the\n\
                plugin exits again and again, run with --log-level debug to see what it says.",
     },
     Entry {
@@ -272,6 +272,37 @@ pub static ENTRIES: &[Entry] = &[
         text: "A process that was killed had left session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ at\n\
                the service; or this one had, because the service terminated nothing at the time.\n\n\
                Nothing has to be done here. Look further up why that was.",
+    },
+    Entry {
+        event: "degraded",
+        id: "fcacfdaf031f47d29358e70149eff010",
+        subject: "The destination is down",
+        text: "The tunnel @AUTOSSM_TUNNEL@ is up as far as the target's agent, but the destination behind it\n\
+               cannot be reached or does not answer as it should: @AUTOSSM_REASON@. This was seen by probes\n\
+               (`[tunnel.probe]`), or three connections of clients in a row were refused. The session is\n\
+               replaced once, to have the destination's name resolved anew, and then every five minutes at\n\
+               the most, as long as this goes on. Said once; the line `recovered` tells of its end.\n\n\
+               Look whether the destination is up, listens on `remote_port` and can be reached from the\n\
+               target: security groups, a failover, a name that points elsewhere.",
+    },
+    Entry {
+        event: "recovered",
+        id: "a8108db4025345a08a33fa91579c573e",
+        subject: "The destination can be reached again",
+        text: "A probe or a client's connection through session @AUTOSSM_SESSION@ of tunnel\n\
+               @AUTOSSM_TUNNEL@ got an answer, @AUTOSSM_DURATION_MS@ ms after the destination had been\n\
+               found to be down.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "limit_learned",
+        id: "fc2927e218c74a3e8d13746784b8ca2b",
+        subject: "The account has a maximum session duration",
+        text: "The service ends sessions of this account at the age of @AUTOSSM_DURATION_MS@ ms, as its\n\
+               Session Manager preferences say or as a session has met it. With `rotate = \"auto\"` tunnel\n\
+               @AUTOSSM_TUNNEL@ replaces each session before that, at nine tenths of it at the latest. A\n\
+               new session is ready before the old one takes no more connections.\n\n\
+               Nothing has to be done.",
     },
     Entry {
         event: "destination_failed",

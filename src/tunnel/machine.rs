@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::backoff::Backoff;
 use super::failure::{Class, Failure};
+use super::rotation::{Lifetime, Rotate, jitter};
 use super::session::{AtService, Phase, Session};
+use super::status::Degraded;
 use super::{Action, Event, Generation, Reason, Report, SessionEvent, Settings, Time};
 
 /// From launching the plugin to its open port. The handshake takes a second or two; an agent that has none to give is
@@ -31,12 +33,6 @@ pub(super) const SURPLUS: usize = 3;
 /// A session that has been under way for less than this is worth waiting for, where there is only a stalled one. It takes
 /// 1 to 3 s; clients wait for 30 s (`hold`).
 pub(super) const SOON: Duration = Duration::from_secs(10);
-/// So many failed connections to the destination within a minute …
-const REFUSED: u32 = 3;
-/// … have the destination's name resolved anew by a new session, but only this often: a destination that is simply
-/// down gains nothing from it.
-const RESOLVE_EVERY: Duration = Duration::from_secs(300);
-
 /// One tunnel's decisions. See the [module](super) for the rules.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Tunnel {
@@ -49,7 +45,10 @@ pub struct Tunnel {
     pub(super) routes: Vec<Generation>,
     /// Clients are held because somebody has asked for that.
     pub(super) drained: bool,
-    resolved_anew: Option<Time>,
+    pub(super) lifetime: Lifetime,
+    pub(super) degraded: Option<Degraded>,
+    /// A session was replaced because its probes were not answered, and nothing has been answered since.
+    pub(super) unanswered: bool,
     /// The latest time heard of.
     pub(super) now: Time,
 }
@@ -64,6 +63,8 @@ pub(super) struct Slot {
     pub failure: Option<Failure>,
     /// Counts the targets tried.
     pub target: usize,
+    /// When a session was last begun for the destination's sake.
+    pub resolved_anew: Option<Time>,
 }
 
 /// A slot's successor.
@@ -84,7 +85,14 @@ pub(super) struct Stopping {
 
 impl Slot {
     pub(super) fn new() -> Self {
-        Self { serving: None, next: Next::None, backoff: Backoff::default(), failure: None, target: 0 }
+        Self {
+            serving: None,
+            next: Next::None,
+            backoff: Backoff::default(),
+            failure: None,
+            target: 0,
+            resolved_anew: None,
+        }
     }
 }
 
@@ -99,12 +107,14 @@ impl Tunnel {
             next_generation: 1,
             routes: Vec::new(),
             drained: false,
-            resolved_anew: None,
+            lifetime: Lifetime::default(),
+            degraded: None,
+            unanswered: false,
             now: Time::ZERO,
         }
     }
 
-    /// Takes in what happened at `now` and says what to do. `random`, in 0..1, is used for at most one delay.
+    /// Takes in what happened at `now` and says what to do. `random`, in 0..1, is used for at most one delay of each kind.
     pub fn handle(&mut self, now: Time, event: Event, random: f64) -> Vec<Action> {
         self.now = self.now.max(now);
         let mut actions = Vec::new();
@@ -117,6 +127,9 @@ impl Tunnel {
             }
             Event::Configure { settings, renew } => self.configure(settings, renew),
             Event::Command(command) => self.command(command, &mut actions),
+            Event::Limit(limit) => {
+                self.learn(|lifetime| lifetime.told(limit), &mut actions);
+            }
             Event::Stop { grace } => {
                 let total = grace + ENDING;
                 self.stop(grace, if grace > LONGEST_GRACE { total } else { total.min(STOPPING) });
@@ -147,7 +160,9 @@ impl Tunnel {
                 session.down_since.filter(|_| serving).map(|since| since + self.settings.failover_after);
             let ready_at = session.ready_at.filter(|_| serving);
             let proven = ready_at.map(|at| at + PROVEN);
-            let rotate = ready_at.and(self.settings.rotate).map(|age| session.began + age);
+            let rotate = ready_at.and_then(|_| self.rotates_at(session));
+            let probing = self.settings.probing.is_some() && session.can_be_probed();
+            let probe = if probing { session.health.probe_at() } else { None };
             let phase = match session.phase {
                 Phase::Opening { deadline } => Some(deadline),
                 Phase::Retired { until } => until,
@@ -157,7 +172,7 @@ impl Tunnel {
                 AtService::TerminateAt { at, .. } => Some(at),
                 _ => None,
             };
-            [resume_for, failover, proven, rotate, phase, terminate]
+            [resume_for, failover, proven, rotate, probe, phase, terminate]
         });
         let slots = self.slots.iter().map(|slot| match slot.next {
             Next::Waiting { until } => Some(until),
@@ -171,7 +186,9 @@ impl Tunnel {
         });
         let stopping = self.stopping.map(|stopping| [stopping.grace_until, stopping.deadline]);
         let stopping = stopping.into_iter().flatten().map(Some);
-        sessions.chain(slots).chain(soon).chain(stopping).flatten().filter(|at| *at > self.now).min()
+        let ask = self.asks_limit().then_some(self.lifetime.ask_at);
+        let all = sessions.chain(slots).chain(soon).chain(stopping).chain([ask]);
+        all.flatten().filter(|at| *at > self.now).min()
     }
 
     pub(super) fn session(&self, generation: Generation) -> Option<&Session> {
@@ -241,6 +258,7 @@ impl Tunnel {
             }
             SessionEvent::Opened => {
                 if matches!(session.phase, Phase::Opening { .. }) && session.plugin {
+                    session.jitter = jitter(random);
                     self.ready(generation, actions);
                 }
             }
@@ -263,12 +281,27 @@ impl Tunnel {
             }
             SessionEvent::ChannelResumed { attempts } => {
                 if let Some(since) = session.down_since.take() {
+                    session.health.forget();
                     actions.push(Action::Report(Report::Resumed(generation, now - since, attempts)));
                 }
             }
             // It is terminated all the same: that costs nothing if it is gone, and leaves none behind if it is not.
-            SessionEvent::Ended { reason } => self.lose(generation, &reason, random, actions),
-            SessionEvent::DestinationFailed => self.destination_failed(generation),
+            SessionEvent::Ended { reason } => {
+                let age = now - session.began;
+                if session.ready_at.is_some() {
+                    self.learn(|lifetime| lifetime.ended(age, &reason), actions);
+                }
+                self.lose(generation, &reason, random, actions);
+            }
+            SessionEvent::DestinationFailed => {
+                let verdict = session.health.refused(now);
+                self.judge(generation, verdict, actions);
+            }
+            SessionEvent::Answered => {
+                let verdict = session.health.answered();
+                self.judge(generation, verdict, actions);
+            }
+            SessionEvent::Probed(found) => self.probed(generation, found, random, actions),
             SessionEvent::ForeignConnection => session.expired = Some(Reason::ForeignConnection),
             SessionEvent::Connections(open) => session.open = open,
             SessionEvent::Stalled => {
@@ -312,8 +345,14 @@ impl Tunnel {
     /// Takes a serving session out of service, for its open connections' sake.
     pub(super) fn retire(&mut self, generation: Generation, actions: &mut Vec<Action>) {
         let drained = self.now + self.settings.drain;
+        let limit = self.lifetime.limit().filter(|_| self.settings.rotate == Rotate::Auto);
         let Some(session) = self.session_mut(generation) else { return };
-        session.phase = Phase::Retired { until: session.expired.map(|_| drained) };
+        let until = session.expired.map(|reason| match (reason, limit) {
+            // The service would have let its connections go on for so long.
+            (Reason::Age, Some(limit)) => drained.max(session.began + limit),
+            _ => drained,
+        });
+        session.phase = Phase::Retired { until };
         actions.push(Action::Report(Report::Retired(generation, session.open)));
     }
 
@@ -428,18 +467,6 @@ impl Tunnel {
         self.sessions.retain(|session| session.generation != generation);
     }
 
-    fn destination_failed(&mut self, generation: Generation) {
-        let now = self.now;
-        let recently = self.resolved_anew.is_some_and(|at| now < at + RESOLVE_EVERY);
-        let Some(session) = self.session_mut(generation) else { return };
-        let (count, since) = session.refused;
-        session.refused = if now > since + Duration::from_secs(60) { (1, now) } else { (count + 1, since) };
-        if session.refused.0 >= REFUSED && session.phase == Phase::Ready && !recently {
-            session.expired = Some(Reason::Destination);
-            self.resolved_anew = Some(now);
-        }
-    }
-
     fn configure(&mut self, settings: Settings, renew: bool) {
         self.settings = settings;
         let wanted = self.settings.sessions.max(1);
@@ -450,6 +477,8 @@ impl Tunnel {
             for session in &mut self.sessions {
                 session.expired = Some(Reason::Configuration);
             }
+            // It may be another destination.
+            self.degraded = None;
             for slot in &mut self.slots {
                 // What was wrong may have been put right.
                 slot.backoff.reset();

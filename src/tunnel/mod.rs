@@ -23,16 +23,20 @@
 //! New connections go to sessions that flow. A stalled one takes them only where there is no other, and none to be had
 //! soon: while its successor is being built, clients are held.
 //!
-//! [`session`] has the states of one session, [`command`] what an operator can ask.
+//! [`session`] has the states of one session, [`command`] what an operator can ask, [`health`] what is believed of the
+//! destination, [`rotation`] when a session is too old.
 
 mod backoff;
 pub mod command;
 pub mod failure;
+pub mod health;
 mod machine;
+pub mod rotation;
 mod session;
 mod settle;
 pub mod status;
 pub mod step;
+mod verdict;
 #[cfg(test)]
 mod walk;
 
@@ -42,6 +46,8 @@ pub use machine::Tunnel;
 
 use command::Command;
 use failure::Failure;
+use health::{Found, Probing};
+use rotation::Rotate;
 
 /// Time since the tunnel began. The core never reads a clock.
 pub type Time = Duration;
@@ -65,13 +71,15 @@ pub struct Settings {
     /// How long connections of a session that was replaced on purpose may go on.
     pub drain: Duration,
     /// The age at which a session is replaced.
-    pub rotate: Option<Duration>,
+    pub rotate: Rotate,
+    /// How the destination is probed.
+    pub probing: Option<Probing>,
 }
 
 /// Why a session that works is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// It has reached the age `rotate`.
+    /// It has reached the age at which sessions are rotated.
     Age,
     /// The configuration has changed.
     Configuration,
@@ -83,6 +91,8 @@ pub enum Reason {
     Requested,
     /// A client that does not read holds up the others.
     Stalled,
+    /// Its probes get no answer, and nothing shows that its agent is there.
+    Unanswered,
 }
 
 /// What happened.
@@ -99,6 +109,9 @@ pub enum Event {
     },
     /// Somebody asks for something.
     Command(Command),
+    /// The answer to [`Action::AskLimit`]: the account's maximum session duration; `None` where it has none, or does not
+    /// say.
+    Limit(Option<Duration>),
     /// Stop: open connections may go on for `grace`.
     Stop {
         /// At most 10 s for a stop that ends within 14 s.
@@ -154,6 +167,10 @@ pub enum SessionEvent {
     },
     /// The agent could not reach the destination for a new connection.
     DestinationFailed,
+    /// A new connection has had its first byte from the destination. Told once after each failure, at the least.
+    Answered,
+    /// What a probe has found. Exactly one of these follows each [`Action::Probe`], unless the session ends.
+    Probed(Found),
     /// Somebody else has connected to the plugin's port.
     ForeignConnection,
     /// So many connections are open on it now.
@@ -176,6 +193,10 @@ pub enum Action {
     Launch(Generation),
     /// These sessions take new connections from now on; with none of them clients are held.
     Route(Vec<Generation>),
+    /// Probe the destination through the session.
+    Probe(Generation),
+    /// Ask for the account's maximum session duration.
+    AskLimit,
     /// Cut the session's open connections.
     Cut(Generation),
     /// Stop the plugin: politely, then not.
@@ -216,6 +237,12 @@ pub enum Report {
     Stalled(Generation, usize, bool),
     /// It stands still no more, after this time.
     Flows(Generation, Duration),
+    /// The destination is down, in these words, as seen through this session; the tunnel stays up.
+    Degraded(Generation, String),
+    /// The destination can be reached again; it could not for so long.
+    Recovered(Generation, Duration),
+    /// The account ends sessions at this age.
+    Limit(Duration),
     /// A session is over.
     Ended {
         /// Which.

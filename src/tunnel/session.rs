@@ -1,6 +1,7 @@
 //! One session of a tunnel, from StartSession to its end.
 
 use super::failure::{Class, Failure};
+use super::health::Health;
 use super::{Generation, Reason, Time};
 
 /// Where a session stands. `Ended` is terminal and is not stored: the session is forgotten.
@@ -65,8 +66,10 @@ pub(super) struct Session {
     pub stalled_since: Option<Time>,
     /// It has to be replaced although it works.
     pub expired: Option<Reason>,
-    /// Connections that the agent could not make to the destination, in a row within a minute.
-    pub refused: (u32, Time),
+    /// What is believed of its destination.
+    pub health: Health,
+    /// By how much it is rotated earlier than it has to be: thousandths of the most.
+    pub jitter: u16,
 }
 
 impl Session {
@@ -84,7 +87,8 @@ impl Session {
             open: 0,
             stalled_since: None,
             expired: None,
-            refused: (0, now),
+            health: Health::default(),
+            jitter: 0,
         }
     }
 
@@ -96,6 +100,11 @@ impl Session {
     /// Whether what is sent through it arrives: its data channel is up, and no client holds up the others.
     pub(super) fn flows(&self) -> bool {
         self.down_since.is_none() && self.stalled_since.is_none()
+    }
+
+    /// Whether what a probe finds through it says something of the destination.
+    pub(super) fn can_be_probed(&self) -> bool {
+        self.phase == Phase::Ready && self.flows()
     }
 
     /// Why it could not be had, where all that was seen of it here is `reason`.

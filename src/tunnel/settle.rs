@@ -2,8 +2,9 @@
 //! came last, so that no event can forget a consequence.
 
 use super::machine::{Next, OPENING, PROVEN, SOON, SURPLUS, Slot, Tunnel};
+use super::rotation::Rotate;
 use super::session::{AtService, Phase, Session};
-use super::{Action, Generation, Reason, Report};
+use super::{Action, Generation, Reason, Report, Time};
 
 impl Tunnel {
     /// Draws every conclusion from the state and the time: deadlines, slots, routes, the end.
@@ -28,11 +29,11 @@ impl Tunnel {
             }
             !session.is_over()
         });
-        let routes: Vec<_> = match self.stopping {
-            Some(_) => Vec::new(),
-            None => self.routable(),
-        };
-        let routes = if self.drained { Vec::new() } else { routes };
+        if self.asks_limit() && self.lifetime.ask_at <= self.now {
+            self.lifetime.asks(self.now, random);
+            actions.push(Action::AskLimit);
+        }
+        let routes = self.wanted_routes();
         if routes != self.routes {
             // Before anything is cut: a connection that is moved must not find its way back.
             actions.insert(0, Action::Route(routes.clone()));
@@ -47,20 +48,40 @@ impl Tunnel {
         }
     }
 
-    /// The sessions for new connections.
-    fn routable(&self) -> Vec<Generation> {
+    /// The sessions for new connections: those that flow, else the stalled ones. Where probes tell of destinations, sessions
+    /// whose destination is down are left out as long as there are others: the targets of a pool may differ. (Without
+    /// probes only clients can tell that it is up again.)
+    fn wanted_routes(&self) -> Vec<Generation> {
+        if self.stopping.is_some() || self.drained {
+            return Vec::new();
+        }
         let (flowing, stalled): (Vec<_>, Vec<_>) =
             self.sessions.iter().filter(|session| session.routable()).partition(|session| session.flows());
         let soon = |slot: &Slot| match slot.next {
             Next::Building(generation) => self.session(generation).is_some_and(|s| self.now < s.began + SOON),
             _ => false,
         };
-        let routable = match flowing.as_slice() {
+        let mut routable = match flowing.as_slice() {
             [] if self.slots.iter().any(soon) => flowing,
             [] => stalled,
             _ => flowing,
         };
+        if self.settings.probing.is_some() && routable.iter().any(|session| !session.health.is_down()) {
+            routable.retain(|session| !session.health.is_down());
+        }
         routable.into_iter().map(|session| session.generation).collect()
+    }
+
+    /// When a session reaches the age at which it is rotated.
+    pub(super) fn rotates_at(&self, session: &Session) -> Option<Time> {
+        Some(session.began + self.lifetime.rotates_at(self.settings.rotate, session.jitter)?)
+    }
+
+    /// Whether the account's limit is of interest, and whoever asks can be expected to get an answer.
+    pub(super) fn asks_limit(&self) -> bool {
+        self.settings.rotate == Rotate::Auto
+            && self.stopping.is_none()
+            && self.sessions.iter().any(|session| session.phase == Phase::Ready)
     }
 
     /// Sessions that were replaced while they were interrupted or stalled have no time limit; too many of them get one.
@@ -76,8 +97,9 @@ impl Tunnel {
 
     fn settle_session(&mut self, generation: Generation, random: f64, actions: &mut Vec<Action>) {
         let now = self.now;
-        let (resume_for, rotate) = (self.settings.resume_for, self.settings.rotate);
+        let (resume_for, probing) = (self.settings.resume_for, self.settings.probing.is_some());
         let stopping = self.stopping;
+        let Some(rotate) = self.session(generation).map(|session| self.rotates_at(session)) else { return };
         let Some(session) = self.session_mut(generation) else { return };
 
         if let AtService::TerminateAt { at, attempts } = session.at_service
@@ -110,9 +132,13 @@ impl Tunnel {
                 self.end(generation, &text, false, actions);
             }
             Phase::Ready => {
-                let age = now - session.began;
-                if session.expired.is_none() && rotate.is_some_and(|rotate| rotate <= age) {
+                if session.expired.is_none() && rotate.is_some_and(|at| at <= now) {
                     session.expired = Some(Reason::Age);
+                }
+                if probing && session.can_be_probed() && session.health.probe_at().is_some_and(|at| at <= now)
+                {
+                    session.health.begin_probe();
+                    actions.push(Action::Probe(generation));
                 }
             }
             Phase::Retired { .. } if session.open == 0 => self.end(generation, "replaced", true, actions),

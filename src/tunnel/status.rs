@@ -16,6 +16,17 @@ pub struct Status {
     pub next_attempt: Option<Time>,
     /// The last failure, until a session serves.
     pub failure: Option<Failure>,
+    /// The destination is down, although the tunnel may be up.
+    pub degraded: Option<Degraded>,
+}
+
+/// A destination that cannot be reached, or does not answer as it should.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Degraded {
+    /// When that was found.
+    pub since: Time,
+    /// How it shows.
+    pub reason: String,
 }
 
 /// What clients meet.
@@ -54,6 +65,8 @@ pub struct SessionStatus {
     pub until: Option<Time>,
     /// Connections open on it.
     pub open: usize,
+    /// Its destination counts as down.
+    pub destination_down: bool,
 }
 
 impl Tunnel {
@@ -106,12 +119,14 @@ impl Tunnel {
                 _ => None,
             },
             open: session.open,
+            destination_down: session.health.is_down(),
         });
         Status {
             state,
             sessions: sessions.collect(),
             next_attempt,
             failure: self.slots.iter().find_map(|slot| slot.failure.clone()),
+            degraded: self.degraded.clone(),
         }
     }
 }

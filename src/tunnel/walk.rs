@@ -10,13 +10,17 @@ use proptest::prelude::*;
 
 use super::command::Command;
 use super::failure::{Class, Failure};
+use super::health::{Found, Probing};
 use super::machine::{STOPPING, SURPLUS};
+use super::rotation::Rotate;
 use super::session::{AtService, Phase};
 use super::status::State;
 use super::{Action, Event, Generation, SessionEvent, Settings, Time, Tunnel};
 
 const SECOND: Duration = Duration::from_secs(1);
 const STOP: Event = Event::Stop { grace: Duration::from_secs(5) };
+
+const PROBING: Probing = Probing { interval: Duration::from_secs(30), rise: 2, fall: 2 };
 
 fn settings() -> Settings {
     Settings {
@@ -25,7 +29,8 @@ fn settings() -> Settings {
         failover_after: 5 * SECOND,
         resume_for: 600 * SECOND,
         drain: 600 * SECOND,
-        rotate: None,
+        rotate: Rotate::Off,
+        probing: None,
     }
 }
 
@@ -40,6 +45,7 @@ struct Real {
     open: bool,
     up: bool,
     terminate_pending: bool,
+    probing: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -49,12 +55,21 @@ struct World {
     real: BTreeMap<u64, Real>,
     recorded: usize,
     stopped: bool,
+    /// The account's limit was asked for.
+    asking: bool,
 }
 
 impl World {
     fn new(settings: Settings) -> Self {
         let tunnel = Tunnel::new(settings);
-        let mut world = Self { tunnel, now: Time::ZERO, real: BTreeMap::new(), recorded: 0, stopped: false };
+        let mut world = Self {
+            tunnel,
+            now: Time::ZERO,
+            real: BTreeMap::new(),
+            recorded: 0,
+            stopped: false,
+            asking: false,
+        };
         world.feed(Event::Tick, 0.5);
         world
     }
@@ -87,6 +102,7 @@ impl World {
             SessionEvent::ChannelClosed { .. } => real.up = false,
             SessionEvent::ChannelResumed { .. } => real.up = true,
             SessionEvent::Ended { .. } => real.at_service = false,
+            SessionEvent::Probed(_) => real.probing = false,
             SessionEvent::Terminated(result) => {
                 real.terminate_pending = false;
                 real.at_service &= result.is_err();
@@ -135,6 +151,12 @@ impl World {
                 assert!(!real.plugin || real.doomed, "left with its plugin: {real:?}");
                 self.recorded += 1;
             }
+            Action::Probe(generation) => {
+                let real = self.real.get_mut(&generation.0).unwrap();
+                assert!(real.open && !real.doomed && !real.probing, "one probe at a time: {real:?}");
+                real.probing = true;
+            }
+            Action::AskLimit => self.asking = true,
             Action::Cut(_) | Action::Report(_) => {}
             Action::Stopped => {
                 assert!(self.real.is_empty(), "stopped with {:?}", self.real);
@@ -217,12 +239,19 @@ impl World {
                 push(SessionEvent::ChannelClosed { reason: "1000 Bye".into() });
                 push(SessionEvent::ChannelResumed { attempts: 1 });
                 push(SessionEvent::DestinationFailed);
+                push(SessionEvent::Answered);
                 push(SessionEvent::Connections(1));
                 push(SessionEvent::Connections(0));
                 if real.open && !real.doomed {
                     push(SessionEvent::Stalled);
                     push(SessionEvent::Flows);
                 }
+            }
+            if real.probing {
+                push(SessionEvent::Probed(Found::Good));
+                push(SessionEvent::Probed(Found::Bad("refused".into())));
+                push(SessionEvent::Probed(Found::Unanswered("no answer".into())));
+                push(SessionEvent::Probed(Found::Nothing));
             }
             if real.at_service {
                 push(SessionEvent::Ended { reason: "terminated".into() });
@@ -271,7 +300,7 @@ impl World {
                     s.stalled_since.is_some(),
                     s.open,
                     s.expired,
-                    s.refused.0,
+                    format!("{:?} {:?}", s.health.probe_at().map(ahead), s.health.row()),
                 )
             })
             .collect();
@@ -285,13 +314,20 @@ impl World {
                     super::machine::Next::Waiting { until } => (1, ahead(until), None),
                     super::machine::Next::Building(g) => (2, 0, rank(&g)),
                 };
-                (slot.serving.as_ref().and_then(rank), next, format!("{:?}", slot.backoff))
+                (
+                    slot.serving.as_ref().and_then(rank),
+                    next,
+                    format!("{:?}", slot.backoff),
+                    slot.resolved_anew.map(since),
+                )
             })
             .collect();
         let stopping = self.tunnel.stopping.map(|s| (ahead(s.grace_until), ahead(s.deadline), s.done));
         format!(
-            "{sessions:?} {slots:?} {stopping:?} {} {:?} {:?}",
+            "{sessions:?} {slots:?} {stopping:?} {} {:?} {:?} {:?} {:?}",
             self.tunnel.drained,
+            self.tunnel.degraded.is_some(),
+            self.tunnel.unanswered,
             self.real.values().collect::<Vec<_>>(),
             self.stopped
         )
@@ -335,12 +371,20 @@ impl World {
     }
 }
 
-/// Every state that is reached by up to `depth` events, each with every event that can happen in it, and with stale ones.
 #[test]
 fn every_event_in_every_state() {
-    const STATES: usize = 40_000;
+    walk(settings(), 40_000);
+}
+
+#[test]
+fn every_event_in_every_state_with_probes() {
+    walk(Settings { probing: Some(PROBING), ..settings() }, 15_000);
+}
+
+/// Every state that is reached, the nearest first, each with every event that can happen in it, and with stale ones.
+fn walk(settings: Settings, states: usize) {
     let mut seen = HashSet::new();
-    let first = World::new(settings());
+    let first = World::new(settings.clone());
     seen.insert(first.fingerprint());
     let mut queue = VecDeque::from([first]);
     let (mut steps, mut expanded) = (0, 0);
@@ -366,8 +410,8 @@ fn every_event_in_every_state() {
             STOP,
             Event::StopNow,
             Event::TargetOnline,
-            Event::Configure { settings: settings(), renew: true },
-            Event::Configure { settings: Settings { sessions: 2, ..settings() }, renew: false },
+            Event::Configure { settings: settings.clone(), renew: true },
+            Event::Configure { settings: Settings { sessions: 2, ..settings.clone() }, renew: false },
             Event::Command(Command::Rotate),
             Event::Command(Command::Restart),
             Event::Command(Command::Drain),
@@ -403,13 +447,13 @@ fn every_event_in_every_state() {
         }
 
         for next in nexts {
-            if seen.len() < STATES && seen.insert(next.fingerprint()) {
+            if seen.len() < states && seen.insert(next.fingerprint()) {
                 queue.push_back(next);
             }
         }
     }
     println!("{expanded} states, {steps} steps");
-    assert!(expanded >= STATES, "the walk ended early: {expanded}");
+    assert!(expanded >= states, "the walk ended early: {expanded}");
 }
 
 proptest! {
@@ -419,9 +463,14 @@ proptest! {
     fn a_long_life(
         sessions in 1usize..4,
         rotate in proptest::option::of(30u64..300),
+        auto in any::<bool>(),
+        probing in any::<bool>(),
         steps in proptest::collection::vec((any::<prop::sample::Index>(), 0.0..1.0f64, 0u64..4000), 1..400),
     ) {
-        let settings = Settings { sessions, rotate: rotate.map(Duration::from_secs), ..settings() };
+        let limit = rotate.map(Duration::from_secs);
+        let probing = probing.then_some(PROBING);
+        let rotate = if auto { Rotate::Auto } else { limit.map_or(Rotate::Off, Rotate::At) };
+        let settings = Settings { sessions, rotate, probing, ..settings() };
         let mut world = World::new(settings);
         for (choice, random, pause) in steps {
             let events = world.events();
@@ -437,6 +486,7 @@ proptest! {
                     world.now += Duration::from_millis(pause);
                     world.feed(Event::Session(Generation(*generation), event.clone()), random);
                 }
+                _ if std::mem::take(&mut world.asking) => drop(world.feed(Event::Limit(limit), random)),
                 _ => drop(world.advance_to_deadline()),
             }
         }

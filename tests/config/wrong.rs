@@ -28,6 +28,7 @@ fn a_wrong_line_is_the_only_problem() {
         ("stalled_client_timeout = \"2d\"", "6:26: stalled_client_timeout: `2d` is too long", "or \"off\""),
         ("drain = \"8d\"", "6:9: drain: `8d` is too long", "\"0s\" to \"7d\""),
         ("rotate = \"never\"", "6:10: rotate: `never` is not a duration", "or \"off\""),
+        ("rotate = \"automatic\"", "6:10: rotate: `automatic` is not a duration", "or \"auto\""),
         ("rotate = false", "6:10: rotate: `false` is not a duration", "write \"off\""),
         ("keepalive = \"500ms\"", "6:13: keepalive: `500ms` is too short", "or \"off\""),
         ("rotate = 12", "6:10: rotate: `12` has no unit", "\"12m\" for minutes"),

@@ -177,7 +177,7 @@ fn a_data_channel_that_cannot_be_opened_says_why() {
 
 #[test]
 fn rotation_is_make_before_break() {
-    let mut world = World::new(Settings { rotate: Some(3600 * SECOND), ..settings() });
+    let mut world = World::new(Settings { rotate: Rotate::At(3600 * SECOND), ..settings() });
     world.about(1, SessionEvent::Started);
     world.about(1, SessionEvent::Opened);
     world.about(1, SessionEvent::Connections(1));
@@ -192,6 +192,211 @@ fn rotation_is_make_before_break() {
     world.now += 600 * SECOND;
     let actions = world.feed(Event::Tick, 0.5);
     assert!(actions.contains(&Action::Cut(Generation(1))), "its connections had their time");
+}
+
+/// Of the account's two hours, 90 %, and half of the jitter: 95 % of that.
+#[test]
+fn a_session_is_rotated_before_the_accounts_limit_and_its_connections_have_all_of_it() {
+    let mut world = World::new(Settings { rotate: Rotate::Auto, ..settings() });
+    world.about(1, SessionEvent::Started);
+    let actions = world.about(1, SessionEvent::Opened);
+    assert!(actions.contains(&Action::AskLimit), "as soon as a session serves: {actions:?}");
+    world.about(1, SessionEvent::Connections(1));
+    let limit = 7200 * SECOND;
+    let actions = world.feed(Event::Limit(Some(limit)), 0.5);
+    assert_eq!(actions, [Action::Report(Report::Limit(limit))]);
+    assert!(world.feed(Event::Limit(Some(limit)), 0.5).is_empty(), "said once");
+    let mut asked = 0;
+    while !world.real.contains_key(&2) {
+        let actions = world.advance_to_deadline();
+        asked += actions.iter().filter(|action| **action == Action::AskLimit).count();
+    }
+    assert_eq!(world.now, limit.mul_f64(0.9 * 0.95));
+    assert_eq!(asked, 1, "and again now and then");
+    world.about(2, SessionEvent::Started);
+    world.about(2, SessionEvent::Opened);
+    assert_eq!(world.tunnel.routes, [Generation(2)]);
+    while world.now < limit - SECOND {
+        let actions = world.advance_to_deadline();
+        assert!(world.now >= limit || !actions.contains(&Action::Cut(Generation(1))), "{:?}", world.now);
+    }
+    assert!(!world.tunnel.sessions.iter().any(|s| s.generation == Generation(1) && s.phase != Phase::Ending));
+}
+
+#[test]
+fn the_limit_is_learned_from_the_session_that_it_ends() {
+    let mut world = World::new(Settings { rotate: Rotate::Auto, ..settings() });
+    world.about(1, SessionEvent::Started);
+    world.about(1, SessionEvent::Opened);
+    world.feed(Event::Limit(None), 0.5);
+    world.now = 3600 * SECOND;
+    let reason = "Your session timed out due to maximum session duration".to_owned();
+    let actions = world.about(1, SessionEvent::Ended { reason });
+    assert!(actions.contains(&Action::Report(Report::Limit(3600 * SECOND))));
+    world.about(2, SessionEvent::Started);
+    world.about(2, SessionEvent::Opened);
+    while !world.real.contains_key(&3) {
+        world.advance_to_deadline();
+    }
+    assert_eq!(world.now, 3600 * SECOND + 3600 * SECOND.mul_f64(0.9 * 0.95));
+}
+
+/// Sessions that were begun at once are not replaced at once.
+#[test]
+fn rotation_has_jitter() {
+    let rotate = Rotate::At(1000 * SECOND);
+    let mut world = World::new(Settings { sessions: 3, rotate, ..settings() });
+    for (generation, random) in [(1, 0.0), (2, 0.5), (3, 0.999)] {
+        world.about(generation, SessionEvent::Started);
+        world.happens(generation, &SessionEvent::Opened);
+        world.feed(Event::Session(Generation(generation), SessionEvent::Opened), random);
+    }
+    let mut begun = Vec::new();
+    while begun.len() < 3 {
+        let actions = world.advance_to_deadline();
+        begun.extend(
+            actions.iter().filter(|action| matches!(action, Action::Start(..))).map(|_| world.now.as_secs()),
+        );
+    }
+    assert_eq!(begun, [900, 950, 1000], "the earlier ones first, and none later than asked for");
+}
+
+fn probing() -> World {
+    let mut world = World::new(Settings { probing: Some(PROBING), ..settings() });
+    world.about(1, SessionEvent::Started);
+    let actions = world.about(1, SessionEvent::Opened);
+    assert!(actions.contains(&Action::Probe(Generation(1))), "at once: {actions:?}");
+    world
+}
+
+/// Lets the probe of the session that serves find this, and the next one begin.
+fn probe(world: &mut World, found: Found) -> Vec<Action> {
+    let generation = world.tunnel.routes[0];
+    while !world.real[&generation.0].probing {
+        world.advance_to_deadline();
+    }
+    world.about(generation.0, SessionEvent::Probed(found))
+}
+
+fn bad() -> Found {
+    Found::Bad("connection refused".into())
+}
+
+fn starts(actions: &[Action]) -> usize {
+    actions.iter().filter(|action| matches!(action, Action::Start(..))).count()
+}
+
+#[test]
+fn a_destination_that_is_down_is_told_once_and_looked_for_anew() {
+    let mut world = probing();
+    assert!(probe(&mut world, bad()).is_empty());
+    let actions = probe(&mut world, bad());
+    let told = Action::Report(Report::Degraded(Generation(1), "connection refused".into()));
+    assert!(actions.contains(&told) && starts(&actions) == 1, "{actions:?}");
+    assert_eq!(world.tunnel.status().state, State::Up, "the tunnel stays up");
+    let since = world.now;
+    assert_eq!(world.tunnel.status().degraded.unwrap().since, since);
+    world.about(2, SessionEvent::Started);
+    world.about(2, SessionEvent::Opened);
+    // It is down for an hour: nothing more is said, and it is resolved anew every five minutes.
+    let mut begun = Vec::new();
+    while world.now < since + 3600 * SECOND {
+        let actions = probe(&mut world, bad());
+        let told = |action: &Action| matches!(action, Action::Report(Report::Degraded(..)));
+        assert!(!actions.iter().any(told), "{actions:?}");
+        begun.extend((starts(&actions) > 0).then_some(world.now));
+        world.obliges(|w| w.tunnel.sessions.len() == 1);
+    }
+    assert!((11..=12).contains(&begun.len()), "{begun:?}");
+    assert!(begun.windows(2).all(|pair| pair[1] - pair[0] >= 300 * SECOND), "{begun:?}");
+    // Then it is up again.
+    assert!(probe(&mut world, Found::Good).is_empty());
+    let actions = probe(&mut world, Found::Good);
+    let generation = world.tunnel.routes[0];
+    assert_eq!(actions, [Action::Report(Report::Recovered(generation, world.now - since))]);
+    assert_eq!(world.tunnel.status().degraded, None);
+}
+
+#[test]
+fn clients_connections_degrade_a_tunnel_and_recover_it() {
+    let mut world = up();
+    for _ in 0..2 {
+        assert!(world.about(1, SessionEvent::DestinationFailed).is_empty());
+    }
+    let actions = world.about(1, SessionEvent::DestinationFailed);
+    assert!(actions.iter().any(|action| matches!(action, Action::Report(Report::Degraded(..)))));
+    assert_eq!(starts(&actions), 1);
+    world.about(2, SessionEvent::Started);
+    world.about(2, SessionEvent::Opened);
+    assert!(world.tunnel.status().degraded.is_some(), "nobody knows yet whether that helped");
+    // What an old connection says of the old address says nothing.
+    assert!(world.about(1, SessionEvent::Answered).is_empty());
+    let actions = world.about(2, SessionEvent::Answered);
+    assert!(matches!(actions[..], [Action::Report(Report::Recovered(Generation(2), _))]), "{actions:?}");
+    assert_eq!(world.tunnel.status().degraded, None);
+}
+
+/// Where nothing shows whether the agent is there, a second session tells the path from the destination.
+#[test]
+fn silence_without_a_sign_of_the_agent_is_the_paths_first() {
+    let unanswered = || Found::Unanswered("no answer within 5 s".into());
+    let silent = || {
+        let mut world = probing();
+        assert!(probe(&mut world, unanswered()).is_empty());
+        let actions = probe(&mut world, unanswered());
+        assert!(actions.contains(&Action::Report(Report::Replacing(Generation(1), Reason::Unanswered))));
+        assert_eq!(world.tunnel.status().degraded, None);
+        world.obliges(|w| w.tunnel.sessions.len() == 1);
+        assert_eq!(world.tunnel.routes, [Generation(2)]);
+        world
+    };
+    let mut world = silent();
+    assert!(probe(&mut world, Found::Good).is_empty());
+    assert!(!world.tunnel.unanswered, "it was the path");
+
+    let mut world = silent();
+    probe(&mut world, unanswered());
+    let actions = probe(&mut world, unanswered());
+    assert!(
+        actions.iter().any(|action| matches!(action, Action::Report(Report::Degraded(..)))),
+        "{actions:?}"
+    );
+    assert_eq!(starts(&actions), 0, "not again so soon");
+}
+
+#[test]
+fn an_interrupted_session_is_not_probed_and_its_probes_say_nothing() {
+    let mut world = probing();
+    probe(&mut world, bad());
+    while !world.real[&1].probing {
+        world.advance_to_deadline();
+    }
+    world.about(1, closed());
+    assert!(world.about(1, SessionEvent::Probed(bad())).is_empty());
+    assert!(world.tunnel.status().degraded.is_none());
+    world.now += 2 * SECOND;
+    world.about(1, SessionEvent::ChannelResumed { attempts: 1 });
+    assert!(probe(&mut world, bad()).is_empty(), "the row has begun anew");
+}
+
+/// One of two targets cannot reach the destination.
+#[test]
+fn new_connections_go_where_the_destination_is_up() {
+    let mut world = World::new(Settings { sessions: 2, probing: Some(PROBING), ..settings() });
+    for generation in [1, 2] {
+        world.about(generation, SessionEvent::Started);
+        world.about(generation, SessionEvent::Opened);
+    }
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        for (generation, found) in [(1, bad()), (2, Found::Good)] {
+            while !world.real[&generation].probing {
+                world.advance_to_deadline();
+            }
+            seen.extend(world.about(generation, SessionEvent::Probed(found)));
+        }
+    }
+    assert!(seen.contains(&Action::Route(vec![Generation(2)])), "{seen:?}");
 }
 
 #[test]

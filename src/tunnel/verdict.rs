@@ -1,0 +1,111 @@
+//! What follows from what is seen of the destination and of the account.
+
+use std::time::Duration;
+
+use super::health::{Found, Verdict};
+use super::machine::Tunnel;
+use super::rotation::Lifetime;
+use super::session::{Phase, Session};
+use super::status::Degraded;
+use super::{Action, Generation, Reason, Report};
+
+/// The agent resolves the destination's name once in a session's life, so that one that is down is looked for anew by a new
+/// session; but only this often, for one that is simply down gains nothing from it.
+pub(super) const RESOLVE_EVERY: Duration = Duration::from_secs(300);
+
+impl Tunnel {
+    /// A probe has ended. What it found of a session that is interrupted, or no longer serves, says nothing.
+    pub(super) fn probed(
+        &mut self,
+        generation: Generation,
+        found: Found,
+        random: f64,
+        actions: &mut Vec<Action>,
+    ) {
+        let (now, probing) = (self.now, self.settings.probing.clone());
+        let Some(session) = self.session_mut(generation) else { return };
+        let found = if session.can_be_probed() { found } else { Found::Nothing };
+        let good = found == Found::Good;
+        let verdict = session.health.probed(now, found, probing.as_ref(), random);
+        // However few: it was the path.
+        self.unanswered &= !good;
+        self.judge(generation, verdict, actions);
+    }
+
+    /// Draws the conclusions of a verdict.
+    pub(super) fn judge(&mut self, generation: Generation, verdict: Verdict, actions: &mut Vec<Action>) {
+        // Nothing new is learned from connections of a session that takes no new ones.
+        if !self.session(generation).is_some_and(Session::routable) {
+            return;
+        }
+        match verdict {
+            Verdict::None => {}
+            Verdict::Fine => self.fine(generation, actions),
+            Verdict::DestinationDown(reason) => self.destination_down(generation, reason, actions),
+            // A session on another path shows what it was: if that one is not answered either, it is the destination.
+            Verdict::PathDown(reason) if self.unanswered => {
+                if let Some(session) = self.session_mut(generation) {
+                    session.health.falls(reason.clone());
+                }
+                self.destination_down(generation, reason, actions);
+            }
+            Verdict::PathDown(_) => {
+                self.unanswered = true;
+                self.replace(generation, Reason::Unanswered);
+            }
+        }
+    }
+
+    fn fine(&mut self, generation: Generation, actions: &mut Vec<Action>) {
+        self.unanswered = false;
+        let serving = |s: &&Session| s.phase == Phase::Ready;
+        if self.sessions.iter().filter(serving).any(|session| session.health.is_down()) {
+            return;
+        }
+        if let Some(degraded) = self.degraded.take() {
+            actions.push(Action::Report(Report::Recovered(generation, self.now - degraded.since)));
+        }
+    }
+
+    fn destination_down(&mut self, generation: Generation, reason: String, actions: &mut Vec<Action>) {
+        if self.stopping.is_some() {
+            return;
+        }
+        if self.degraded.is_none() {
+            self.degraded = Some(Degraded { since: self.now, reason: reason.clone() });
+            actions.push(Action::Report(Report::Degraded(generation, reason)));
+        }
+        let slot = self.session(generation).and_then(|session| self.slots.get(session.slot));
+        let recently =
+            slot.and_then(|slot| slot.resolved_anew).is_some_and(|at| self.now < at + RESOLVE_EVERY);
+        if !recently {
+            self.replace(generation, Reason::Destination);
+        }
+    }
+
+    /// Has a serving session replaced, for the destination's sake or to see whose fault it is.
+    fn replace(&mut self, generation: Generation, reason: Reason) {
+        let now = self.now;
+        let Some(session) = self.session_mut(generation) else { return };
+        if session.phase != Phase::Ready || session.expired.is_some() {
+            return;
+        }
+        session.expired = Some(reason);
+        let slot = session.slot;
+        if let Some(slot) = self.slots.get_mut(slot) {
+            slot.resolved_anew = Some(now);
+        }
+    }
+
+    /// Takes in what is new of the account's maximum session duration, and says so where it changes something.
+    pub(super) fn learn(&mut self, what: impl FnOnce(&mut Lifetime), actions: &mut Vec<Action>) {
+        let before = self.lifetime.limit();
+        what(&mut self.lifetime);
+        let limit = self.lifetime.limit();
+        if limit != before
+            && let Some(limit) = limit
+        {
+            actions.push(Action::Report(Report::Limit(limit)));
+        }
+    }
+}
