@@ -8,7 +8,7 @@
 //!              └─ tunnel (pure state machine) ◄─────┘ events
 //! ```
 //!
-//! Imports point down only: `cli` → `driver` → (`aws`, `plugin`, `gateway`, `proxy`, `control`, `systemd`) → `network`,
+//! Imports point down only: `cli` → `driver` → (`aws`, `plugin`, `gateway`, `proxy`, `probe`, `control`, `systemd`) → `network`,
 //! `tunnel`, `config`. Log lines are `telemetry`'s business.
 
 pub mod aws;
@@ -21,6 +21,7 @@ pub mod fuzz;
 pub mod gateway;
 pub mod network;
 pub mod plugin;
+pub mod probe;
 pub mod proxy;
 mod socket_file;
 pub mod systemd;

@@ -116,6 +116,7 @@ mod tests {
             stalled_client_timeout: None,
             rotate: crate::config::Rotate::Off,
             keepalive: None,
+            probe: None,
             failover_after: Duration::ZERO,
             resume_for: Duration::ZERO,
             plugin: String::new(),

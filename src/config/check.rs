@@ -142,6 +142,7 @@ fn merged(own: Section, defaults: &Section) -> Option<Tunnel> {
         stalled_client_timeout: pick!(stalled_client_timeout).unwrap_or(Some(seconds(300))),
         rotate: pick!(rotate).unwrap_or(Rotate::Auto),
         keepalive: pick!(keepalive).unwrap_or(Some(seconds(60))),
+        probe: pick!(probe).flatten(),
         failover_after: pick!(failover_after).unwrap_or(seconds(5)),
         resume_for: pick!(resume_for).unwrap_or(seconds(600)),
         plugin: pick!(plugin).unwrap_or_else(|| "session-manager-plugin".to_owned()),

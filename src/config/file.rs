@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 use super::keys;
 use super::problem::{Report, quoted};
 use super::value::{Given, Value};
-use super::{GatewayMode, Listen, Rotate, StreamEndpoint, Target};
+use super::{GatewayMode, Listen, Probe, Rotate, StreamEndpoint, Target};
 
 /// What one `[[tunnel]]` or `[defaults]` gives; what is absent, or wrong and reported, is `None`.
 #[derive(Default)]
@@ -51,6 +51,7 @@ pub(super) struct Section {
     pub stalled_client_timeout: Option<Option<Duration>>,
     pub rotate: Option<Rotate>,
     pub keepalive: Option<Option<Duration>>,
+    pub probe: Option<Option<Probe>>,
     pub failover_after: Option<Duration>,
     pub resume_for: Option<Duration>,
     pub plugin: Option<String>,
@@ -127,7 +128,8 @@ fn section(table: &DeTable<'_>, span: Range<usize>, place: Place, report: &mut R
         match keys::find(name) {
             Some(key) if place == Place::Tunnel || key.shared => {
                 section.given.push(key.name);
-                key.read(&mut section, &mut Given { key, value, report });
+                let mut given = Given { key: key.name, table: "", form: &key.form, value, report };
+                key.read(&mut section, &mut given);
             }
             Some(key) => {
                 let what = format!("`{}` is not allowed in [defaults]", key.name);
@@ -202,7 +204,7 @@ fn known_table(key: &Spanned<Cow<'_, str>>, value: &Value<'_>, report: &mut Repo
 }
 
 /// Credentials belong to the AWS SDK's chain; a configuration file is read, copied and pasted by too many.
-fn is_secret(name: &str) -> bool {
+pub(super) fn is_secret(name: &str) -> bool {
     let plain: String =
         name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
     ["secret", "password", "passwd", "passphrase", "token", "accesskey", "credential", "privatekey", "apikey"]
@@ -210,7 +212,7 @@ fn is_secret(name: &str) -> bool {
         .any(|word| plain.contains(word))
 }
 
-fn secret(name: &str, span: Range<usize>, report: &mut Report<'_>) {
+pub(super) fn secret(name: &str, span: Range<usize>, report: &mut Report<'_>) {
     report.wrong(
         span,
         format!("{}: secrets do not belong in this file", quoted(name)),

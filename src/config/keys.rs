@@ -1,5 +1,7 @@
 //! Every key that a tunnel can have, in one table: what it takes, its default, what it is for, and where its value goes.
 //!
+//! A key whose value is a table has a table of keys of its own ([`super::probe`]).
+//!
 //! The table decides what an unknown key is and which one was meant, what may stand in `[defaults]`, and what the
 //! reference in `docs/configuration.md` says.
 
@@ -7,14 +9,14 @@ use std::time::Duration;
 
 use super::file::Section;
 use super::value::Given;
-use super::{endpoint, identity, listen, size, target, text};
+use super::{endpoint, identity, listen, probe, size, target, text};
 
-/// One key of a `[[tunnel]]`.
-pub(super) struct Key {
+/// One key of a `[[tunnel]]`, or of a table in it, which is read into an `S`.
+pub(super) struct Key<S: 'static = Section> {
     /// As it is written in the file.
     pub name: &'static str,
     /// What it takes.
-    pub form: Form,
+    pub form: Form<S>,
     /// What holds without it.
     pub default: Default,
     /// Whether it may stand in `[defaults]` too.
@@ -26,18 +28,18 @@ pub(super) struct Key {
 }
 
 /// What a key takes, and where the value is put.
-pub(super) enum Form {
+pub(super) enum Form<S: 'static = Section> {
     /// `true` or `false`.
-    Switch(fn(&mut Section) -> &mut Option<bool>),
+    Switch(fn(&mut S) -> &mut Option<bool>),
     /// A whole number, both bounds included.
-    Count(u16, u16, fn(&mut Section) -> &mut Option<u16>),
+    Count(u16, u16, fn(&mut S) -> &mut Option<u16>),
     /// A duration with its unit, both bounds included.
-    Duration(Duration, Duration, fn(&mut Section) -> &mut Option<Duration>),
+    Duration(Duration, Duration, fn(&mut S) -> &mut Option<Duration>),
     /// Anything else, in words.
-    Other(&'static str, Read),
+    Other(&'static str, Read<S>),
 }
 
-type Read = fn(&mut Section, &mut Given<'_, '_>);
+type Read<S> = fn(&mut S, &mut Given<'_, '_>);
 
 /// What holds where a key is not given.
 pub(super) enum Default {
@@ -52,21 +54,28 @@ pub(super) enum Default {
 use Default::{Absent, Required, Value};
 use Form::{Count, Other, Switch};
 
-impl Key {
-    const fn new(name: &'static str, form: Form, default: Default, about: &'static str) -> Self {
+impl<S> Key<S> {
+    pub(super) const fn new(
+        name: &'static str,
+        form: Form<S>,
+        default: Default,
+        about: &'static str,
+    ) -> Self {
         Self { name, form, default, shared: true, about, also: &[] }
     }
 
-    const fn of_one_tunnel(self) -> Self {
-        Self { shared: false, ..self }
+    const fn of_one_tunnel(mut self) -> Self {
+        self.shared = false;
+        self
     }
 
-    const fn also(self, also: &'static [&'static str]) -> Self {
-        Self { also, ..self }
+    pub(super) const fn also(mut self, also: &'static [&'static str]) -> Self {
+        self.also = also;
+        self
     }
 
     /// Reads a value of this key into its place, or reports it.
-    pub(super) fn read(&self, section: &mut Section, given: &mut Given<'_, '_>) {
+    pub(super) fn read(&self, section: &mut S, given: &mut Given<'_, '_>) {
         match self.form {
             Switch(slot) => *slot(section) = given.switch(),
             Count(least, most, slot) => *slot(section) = given.count(least, most),
@@ -90,9 +99,11 @@ const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
+type TunnelKey = Key<Section>;
+
 /// Every key, in the order of the reference.
-pub(super) static KEYS: &[Key] = &[
-    Key::new(
+pub(super) static KEYS: &[TunnelKey] = &[
+    TunnelKey::new(
         "name",
         Other("1 to 48 characters of `a-z`, `0-9` and `-`", |s, g| s.name = g.placed(text::name)),
         Required,
@@ -100,7 +111,7 @@ pub(super) static KEYS: &[Key] = &[
     )
     .of_one_tunnel()
     .also(&["id", "tunnel", "label"]),
-    Key::new(
+    TunnelKey::new(
         "listen",
         Other("`\"ADDRESS:PORT\"`, `\"unix:/PATH\"`, or a list of these", |s, g| s.listen = g.texts(listen::parse)),
         Required,
@@ -108,7 +119,7 @@ pub(super) static KEYS: &[Key] = &[
     )
     .of_one_tunnel()
     .also(&["bind", "local", "local_port", "local_address", "address"]),
-    Key::new(
+    TunnelKey::new(
         "target",
         Other(
             "`\"i-…\"`, `\"mi-…\"`, `\"ecs:CLUSTER_TASK_RUNTIME\"`, a list of these, or `{ tag = \"Key=Value\" }`",
@@ -120,29 +131,29 @@ pub(super) static KEYS: &[Key] = &[
     )
     .of_one_tunnel()
     .also(&["tag", "instance", "instance_id", "targets", "node"]),
-    Key::new(
+    TunnelKey::new(
         "remote_host",
         Other("a host's name or address", |s, g| s.remote_host = g.text(text::remote_host)),
         Absent("the target itself"),
         "The destination, as the target's agent resolves it.",
     )
     .also(&["host", "destination"]),
-    Key::new("remote_port", Count(1, 65535, |s| &mut s.remote_port), Required, "The destination's port.")
+    TunnelKey::new("remote_port", Count(1, 65535, |s| &mut s.remote_port), Required, "The destination's port.")
         .also(&["port", "port_number", "destination_port"]),
-    Key::new(
+    TunnelKey::new(
         "enabled",
         Switch(|s| &mut s.enabled),
         Value("true"),
         "`false`: the tunnel runs only when it is named on the command line.",
     )
     .also(&["enable", "disabled"]),
-    Key::new(
+    TunnelKey::new(
         "sessions",
         Count(1, 16, |s| &mut s.sessions),
         Value("1"),
         "Sessions kept at once. One moves at most about 0.6 MB/s upward, whatever the network.",
     ),
-    Key::new(
+    TunnelKey::new(
         "gateway",
         Other("`\"hold\"` or `\"observe\"`", |s, g| s.gateway = g.text(text::gateway)),
         Value("\"hold\""),
@@ -150,34 +161,34 @@ pub(super) static KEYS: &[Key] = &[
          TLS alone, and replaces a session that was closed.",
     )
     .also(&["mode"]),
-    Key::new(
+    TunnelKey::new(
         "region",
         Other("a region's name", |s, g| s.region = g.text(identity::region)),
         Absent("as the AWS SDK finds it"),
         "The target's region.",
     )
     .also(&["aws_region"]),
-    Key::new(
+    TunnelKey::new(
         "profile",
         Other("a profile's name", |s, g| s.profile = g.text(identity::profile)),
         Absent("the AWS SDK's default chain"),
         "A profile of `~/.aws/config`, where credentials belong that are not the host's own.",
     )
     .also(&["aws_profile"]),
-    Key::new(
+    TunnelKey::new(
         "role_arn",
         Other("`\"arn:aws:iam::ACCOUNT:role/NAME\"`", |s, g| s.role_arn = g.text(identity::role_arn)),
         Absent("none"),
         "A role to assume with those credentials.",
     )
     .also(&["role", "assume_role"]),
-    Key::new(
+    TunnelKey::new(
         "external_id",
         Other("2 to 1224 characters", |s, g| s.external_id = g.placed(identity::external_id)),
         Absent("none"),
         "Handed over when the role is assumed; only with `role_arn`.",
     ),
-    Key::new(
+    TunnelKey::new(
         "endpoint_url",
         Other("`\"https://…\"`, on loopback also `\"http://…\"`", |s, g| {
             s.endpoint_url = g.text(endpoint::endpoint_url);
@@ -186,7 +197,7 @@ pub(super) static KEYS: &[Key] = &[
         "The SSM API's address, for a VPC endpoint with a private name.",
     )
     .also(&["endpoint", "ssm_endpoint", "url"]),
-    Key::new(
+    TunnelKey::new(
         "stream_endpoint",
         Other("`\"wss://HOST[:PORT]\"`, on loopback also `\"ws://HOST:PORT\"`", |s, g| {
             s.stream_endpoint = g.text(endpoint::stream_endpoint);
@@ -195,7 +206,7 @@ pub(super) static KEYS: &[Key] = &[
         "The address that data channels are opened to, for a VPC endpoint with a private name. TLS is verified against \
          this name.",
     ),
-    Key::new(
+    TunnelKey::new(
         "kms_endpoint",
         Other("`\"https://HOST[:PORT]\"`, on loopback also `\"http://HOST:PORT\"`", |s, g| {
             s.kms_endpoint = g.text(endpoint::kms_endpoint);
@@ -204,21 +215,21 @@ pub(super) static KEYS: &[Key] = &[
         "The address that KMS is called at for encrypted sessions, for a VPC endpoint with a private name. TLS is \
          verified against this name.",
     ),
-    Key::new(
+    TunnelKey::new(
         "ca_file",
         Other("the path of a PEM file", |s, g| s.ca_file = g.text(text::file)),
         Absent("the system's alone"),
         "Certificate authorities trusted beside the system's, for the API and for data channels.",
     )
     .also(&["ca_bundle", "ca", "cacert"]),
-    Key::new(
+    TunnelKey::new(
         "document",
         Other("a session document's name or ARN", |s, g| s.document = g.text(text::document)),
         Absent("AWS's for port forwarding"),
         "A session document of the account's own.",
     )
     .also(&["document_name"]),
-    Key::new(
+    TunnelKey::new(
         "parameters",
         Other("a table of strings or lists of strings", |s, g| {
             s.parameters = text::parameters(g).map(|table| toml::Spanned::new(g.value.span(), table));
@@ -227,40 +238,40 @@ pub(super) static KEYS: &[Key] = &[
         "The document's parameters, only with `document`. `portNumber`, `host` and `localPortNumber` are filled in where \
          they are not given.",
     ),
-    Key::new(
+    TunnelKey::new(
         "reason",
         Other("1 to 256 characters", |s, g| s.reason = g.text(text::reason)),
         Absent("`autossm HOST TUNNEL`"),
         "Shown in the account's session history.",
     ),
-    Key::new(
+    TunnelKey::new(
         "hold",
         between!(0, HOUR, hold),
         Value("\"30s\""),
         "How long a client waits for a session before its connection is closed.",
     )
     .also(&["timeout", "connect_timeout"]),
-    Key::new("max_held", Count(0, 65535, |s| &mut s.max_held), Value("512"), "Clients waiting at once; one more is closed."),
-    Key::new(
+    TunnelKey::new("max_held", Count(0, 65535, |s| &mut s.max_held), Value("512"), "Clients waiting at once; one more is closed."),
+    TunnelKey::new(
         "max_connections",
         Count(1, 65535, |s| &mut s.max_connections),
         Value("1024"),
         "Connections open at once, the waiting ones included; one more is closed.",
     ),
-    Key::new(
+    TunnelKey::new(
         "drain",
         between!(0, 7 * DAY, drain),
         Value("\"10m\""),
         "How long connections of a session that was replaced may go on.",
     ),
-    Key::new(
+    TunnelKey::new(
         "stop_grace",
         between!(0, 10 * SECOND, stop_grace),
         Value("\"5s\""),
         "How long open connections may go on when autossm stops.",
     )
     .also(&["grace", "grace_period"]),
-    Key::new(
+    TunnelKey::new(
         "start_timeout",
         between!(0, 5 * MINUTE, start_timeout),
         Value("\"30s\""),
@@ -268,14 +279,14 @@ pub(super) static KEYS: &[Key] = &[
          started, and its clients are held.",
     )
     .also(&["startup_timeout", "ready_timeout"]),
-    Key::new(
+    TunnelKey::new(
         "half_close_timeout",
         between!(100, HOUR, half_close_timeout),
         Value("\"5s\""),
         "After a client has shut down its sending side: how long the destination may be silent before both sides are \
          closed. The plugin cannot pass on a half-close.",
     ),
-    Key::new(
+    TunnelKey::new(
         "client_buffer",
         Other("a size, `64KiB` to `64MiB`", |s, g| {
             s.client_buffer = g.text(|text| size::parse(text, 64 << 10, 64 << 20));
@@ -286,7 +297,7 @@ pub(super) static KEYS: &[Key] = &[
          new connections go to another session.",
     )
     .also(&["buffer", "buffer_size"]),
-    Key::new(
+    TunnelKey::new(
         "stalled_client_timeout",
         Other("`\"off\"` or a duration, `1s` to `1d`", |s, g| {
             s.stalled_client_timeout =
@@ -295,7 +306,7 @@ pub(super) static KEYS: &[Key] = &[
         Value("\"5m\""),
         "A client that has taken nothing for this long, while something waits for it, is closed.",
     ),
-    Key::new(
+    TunnelKey::new(
         "rotate",
         Other("`\"auto\"`, `\"off\"` or a duration, `1s` to `30d`", |s, g| {
             s.rotate = text::rotate(g, Duration::from_secs(1), Duration::from_millis(30 * DAY));
@@ -305,7 +316,7 @@ pub(super) static KEYS: &[Key] = &[
          account's maximum session duration, if it has one.",
     )
     .also(&["max_age", "lifetime", "max_session_duration"]),
-    Key::new(
+    TunnelKey::new(
         "keepalive",
         Other("`\"off\"` or a duration, `1s` to `1h`", |s, g| {
             s.keepalive = text::duration_or_off(g, Duration::from_secs(1), Duration::from_millis(HOUR));
@@ -316,19 +327,26 @@ pub(super) static KEYS: &[Key] = &[
          idle timeout.",
     )
     .also(&["server_alive_interval", "idle_timeout", "heartbeat"]),
-    Key::new(
+    TunnelKey::new(
+        "probe",
+        Other("a table, see below, or `\"off\"`", |s, g| s.probe = probe::read(g)),
+        Value("\"off\""),
+        "How the destination is looked after, beyond the connections that clients make.",
+    )
+    .also(&["health_check", "check"]),
+    TunnelKey::new(
         "failover_after",
         between!(100, HOUR, failover_after),
         Value("\"5s\""),
         "When a data channel has been down for this long, a second session is started for new connections.",
     ),
-    Key::new(
+    TunnelKey::new(
         "resume_for",
         between!(SECOND, DAY, resume_for),
         Value("\"10m\""),
         "When a data channel has been down for this long, its session is given up, with its open connections.",
     ),
-    Key::new(
+    TunnelKey::new(
         "plugin",
         Other("a program's name or path", |s, g| s.plugin = g.text(text::plugin)),
         Value("\"session-manager-plugin\""),
@@ -336,16 +354,22 @@ pub(super) static KEYS: &[Key] = &[
     ),
 ];
 
-/// The key of this name.
+/// The tunnel's key of this name.
 pub(super) fn find(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
 }
 
-/// The key that was probably meant by this name.
+/// The tunnel's key that was probably meant by this name.
 pub(super) fn meant(name: &str) -> Option<&'static Key> {
+    meant_in(KEYS, name)
+}
+
+/// The key of a table that was probably meant by this name.
+pub(super) fn meant_in<S>(keys: &'static [Key<S>], name: &str) -> Option<&'static Key<S>> {
     let plain = plain(name);
-    let alias = KEYS.iter().find(|key| key.also.iter().any(|other| self::plain(other) == plain));
-    alias.or_else(|| nearest(name, KEYS.iter().map(|key| key.name)).and_then(find))
+    let alias = keys.iter().find(|key| key.also.iter().any(|other| self::plain(other) == plain));
+    let nearest = || nearest(name, keys.iter().map(|key| key.name));
+    alias.or_else(|| nearest().and_then(|near| keys.iter().find(|key| key.name == near)))
 }
 
 /// The name that is so like `name` that it was probably meant.

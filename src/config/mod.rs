@@ -12,6 +12,7 @@ mod identity;
 mod keys;
 mod listen;
 mod load;
+mod probe;
 mod problem;
 mod reference;
 mod select;
@@ -29,8 +30,10 @@ use std::time::Duration;
 
 pub use keys::names as key_names;
 pub use load::{has_no_tunnel, load, parse};
+pub use probe::{Probe, ProbeKind, Tls, key_names as probe_key_names};
+pub(crate) use problem::quoted as problem_text;
 pub use problem::{Position, Problem, Problems};
-pub use reference::{manual, reference};
+pub use reference::{manual, probe_reference, reference};
 pub use select::UnknownTunnel;
 
 /// Every tunnel of the file, in its order, disabled ones included.
@@ -93,6 +96,8 @@ pub struct Tunnel {
     pub rotate: Rotate,
     /// When no stream data has flowed for this long, a keep-alive goes to the agent; `None` is never.
     pub keepalive: Option<Duration>,
+    /// How the destination is probed; `None` is not at all.
+    pub probe: Option<Probe>,
     /// Data channel down for this long: a replacement is started beside it.
     pub failover_after: Duration,
     /// Data channel down for this long: the session is given up, with its open connections.

@@ -194,7 +194,7 @@ impl<'t> Lines<'t> {
 }
 
 /// A value from the file for an error's text: one line, not too long.
-pub(super) fn quoted(value: &str) -> String {
+pub(crate) fn quoted(value: &str) -> String {
     let mut short: String = value.chars().take(60).flat_map(char::escape_debug).collect();
     if value.chars().nth(60).is_some() {
         short.push('…');

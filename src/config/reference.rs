@@ -3,12 +3,22 @@
 use std::fmt;
 
 use super::duration::shown;
-use super::keys::{Default, Form, KEYS};
+use super::keys::{Default, Form, KEYS, Key};
+use super::probe::PROBE_KEYS;
 
 /// The reference of all keys, as a table in Markdown.
 pub fn reference() -> String {
+    table(KEYS)
+}
+
+/// The reference of the keys of `[tunnel.probe]`, likewise.
+pub fn probe_reference() -> String {
+    table(PROBE_KEYS)
+}
+
+fn table<S>(keys: &[Key<S>]) -> String {
     let mut text = String::from("| key | value | default | |\n|---|---|---|---|\n");
-    for key in KEYS {
+    for key in keys {
         let name = format!("`{}`{}", key.name, if key.shared { "" } else { " ¹" });
         text += &format!("| {name} | {} | {} | {} |\n", key.form, key.default, key.about);
     }
@@ -18,7 +28,15 @@ pub fn reference() -> String {
 /// `autossm.toml(5)`, in roff.
 pub fn manual(version: &str) -> String {
     let mut text = format!(".TH AUTOSSM.TOML 5 \"\" \"autossm {version}\" \"autossm\"\n{MANUAL}");
-    for key in KEYS {
+    text += &entries(KEYS);
+    text += ".SH KEYS OF [tunnel.probe]\n";
+    text += &entries(PROBE_KEYS);
+    text + MANUAL_END
+}
+
+fn entries<S>(keys: &[Key<S>]) -> String {
+    let mut text = String::new();
+    for key in keys {
         let shared = if key.shared { "" } else { " Not in [defaults]." };
         text += &format!(".TP\n\\fB{}\\fR\n", roff(key.name));
         text += &format!("{}\n.br\nTakes {}. ", roff(key.about), roff(&key.form.to_string()));
@@ -27,7 +45,7 @@ pub fn manual(version: &str) -> String {
             other => format!("Without it: {}.{shared}\n", roff(&other.to_string())),
         };
     }
-    text + MANUAL_END
+    text
 }
 
 const MANUAL: &str = r#".SH NAME
@@ -91,7 +109,7 @@ fn roff(text: &str) -> String {
     out
 }
 
-impl fmt::Display for Form {
+impl<S> fmt::Display for Form<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Switch(_) => f.write_str("`true` or `false`"),

@@ -1,12 +1,12 @@
 //! Values of the file, read as what their key wants, or reported.
 
+use std::fmt;
 use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::DeValue;
 
 use super::duration;
-use super::keys::Key;
 use super::problem::{Report, quoted};
 
 /// A value with its place in the file.
@@ -29,7 +29,12 @@ impl Wrong {
 
 /// A value, the key it was given for, and where to report that it does not fit.
 pub(super) struct Given<'a, 't> {
-    pub key: &'static Key,
+    /// The key, as it stands before the `=`.
+    pub key: &'static str,
+    /// The table of the tunnel that it stands in, with a dot behind; else nothing.
+    pub table: &'static str,
+    /// What it takes, in words.
+    pub form: &'a dyn fmt::Display,
     pub value: &'a Value<'a>,
     pub report: &'a mut Report<'t>,
 }
@@ -48,7 +53,7 @@ impl Given<'_, '_> {
 
     /// A whole number between two bounds, both included.
     pub fn count(&mut self, least: u16, most: u16) -> Option<u16> {
-        let name = self.key.name;
+        let name = self.key;
         let wrong = match self.value.get_ref() {
             DeValue::Integer(written) => match i128::from_str_radix(written.as_str(), written.radix()) {
                 Ok(count) if count < i128::from(least) => format!("{written} is too small"),
@@ -137,7 +142,7 @@ impl Given<'_, '_> {
                 let help = match number.map(|number| (parse(&number), number)) {
                     Some((Ok(_), number)) => format!("write it in quotes: \"{number}\""),
                     Some((Err(wrong), _)) => wrong.help,
-                    None => format!("`{}` takes {}", self.key.name, self.key.form),
+                    None => format!("`{}` takes {}", self.key, self.form),
                 };
                 Err(Wrong::new(format!("{} is not a string", described(other)), help))
             }
@@ -152,7 +157,7 @@ impl Given<'_, '_> {
 
     /// Reports one value among those of the key; always `None`.
     pub fn wrong_at<T>(&mut self, value: &Value<'_>, Wrong { what, help }: Wrong) -> Option<T> {
-        self.report.wrong(value.span(), format!("{}: {what}", self.key.name), help);
+        self.report.wrong(value.span(), format!("{}{}: {what}", self.table, self.key), help);
         None
     }
 }

@@ -6,6 +6,7 @@ mod describe;
 pub mod folder;
 mod line;
 mod numbers;
+mod probing;
 mod record;
 mod report;
 mod requests;
@@ -17,7 +18,7 @@ mod targets;
 pub mod tunnels;
 mod usage;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,11 +29,11 @@ use rand::RngExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::aws::api::Api;
 use crate::aws::sdk::Clients;
-use crate::config::{self, GatewayMode};
+use crate::config::{self, GatewayMode, ProbeKind};
 use crate::control::access::Access;
 use crate::control::place;
 use crate::control::server::{Ask, Server};
@@ -43,6 +44,7 @@ use crate::proxy::{Route, Stats};
 use crate::telemetry::history::History;
 use crate::telemetry::recorder::{HISTORY, Recorder};
 use crate::tunnel::failure::{Class, Failure};
+use crate::tunnel::health::{Found, Probing};
 use crate::tunnel::rotation::Rotate;
 use crate::tunnel::status::State;
 use crate::tunnel::{Action, Event, Generation, Report, SessionEvent, Settings, Tunnel};
@@ -194,6 +196,7 @@ impl Driver {
     pub async fn run(mut self) {
         self.tell_begin();
         self.tell_mode();
+        self.tell_probe();
         self.handle(Event::Tick);
         while self.snapshot.borrow().status.state != State::Stopped {
             let deadline = self.core.next_deadline().map(|at| self.began + at);
@@ -215,9 +218,13 @@ impl Driver {
                 let renew = !same_sessions(&self.config, &config);
                 let settings = settings(&config);
                 let other_mode = self.config.gateway != config.gateway;
+                let other_probe = self.config.probe != config.probe;
                 self.config = Arc::new(*config);
                 if other_mode {
                     self.tell_mode();
+                }
+                if other_probe {
+                    self.tell_probe();
                 }
                 Event::Configure { settings, renew }
             }
@@ -240,6 +247,22 @@ impl Driver {
                 "gateway = \"observe\": line feeds that the plugin changes into carriage returns are not restored"
             );
         }
+    }
+
+    /// Warns of a probe that people would try on a server that takes it for an attack.
+    fn tell_probe(&self) {
+        let kind = match self.config.probe.as_ref().map(|probe| &probe.kind) {
+            Some(ProbeKind::Tcp) => "tcp",
+            Some(ProbeKind::Banner { .. }) => "banner",
+            _ => return,
+        };
+        warn!(
+            tunnel = self.config.name,
+            event = "probe_without_login",
+            kind,
+            "each probe of the kind {kind} is a connection without a login: a MySQL or MariaDB server locks the target out \
+             after max_connect_errors (100) of them"
+        );
     }
 
     /// What a message means to the core, if anything.
@@ -288,22 +311,48 @@ impl Driver {
                 session.seen.plugin(&event, observed);
                 (generation, session.plugin_event(&self.config, event, generation, &self.sender)?)
             }
-            Message::Connections(generation, open) => (generation, SessionEvent::Connections(open)),
+            // They are all counted before anything is decided.
+            Message::Connections => return Some(Event::Tick),
+            Message::Answered(generation) => (generation, SessionEvent::Answered),
+            Message::Probed(generation, found) => (generation, SessionEvent::Probed(found)),
             Message::Terminated(generation, result) => (generation, SessionEvent::Terminated(result)),
             Message::Limit(limit) => return Some(Event::Limit(limit)),
         };
+        if event == SessionEvent::DestinationFailed {
+            self.tell_refused(generation);
+        }
         Some(Event::Session(generation, event))
+    }
+
+    /// Once it is known that the destination is down, nobody needs to hear it of each connection.
+    fn tell_refused(&self, generation: Generation) {
+        let Some(session) = self.sessions.get(&generation) else { return };
+        if let Some(route) = &session.route {
+            route.doubted.store(true, Relaxed);
+        }
+        let (tunnel, session) = (&self.config.name, session.id());
+        let text = "the agent could not reach the destination";
+        if self.snapshot.borrow().status.degraded.is_some() {
+            debug!(tunnel, session, event = "destination_failed", "{text}");
+        } else {
+            warn!(tunnel, session, event = "destination_failed", "{text}");
+        }
     }
 
     /// Feeds the core until it has nothing more to do at once.
     fn handle(&mut self, event: Event) {
-        let mut next = Some(event);
-        while let Some(event) = next.take() {
+        // What was heard of connections may be older than what was done since: a session that seems empty must be so.
+        let counts = self.sessions.iter_mut().filter_map(|(generation, session)| {
+            Some(Event::Session(*generation, SessionEvent::Connections(session.recount()?)))
+        });
+        let mut events: VecDeque<_> = counts.collect();
+        events.push_back(event);
+        while let Some(event) = events.pop_front() {
             let random = rand::rng().random::<f64>();
             for action in self.core.handle(self.began.elapsed(), event, random) {
                 if let Some(event) = self.perform(action) {
                     // Only a launch answers at once, and there is at most one in a list of actions.
-                    next = Some(event);
+                    events.push_front(event);
                 }
             }
         }
@@ -346,8 +395,7 @@ impl Driver {
                 }
             }
             Action::Terminate(generation) => self.terminate(generation),
-            // Not configured yet.
-            Action::Probe(_) => {}
+            Action::Probe(generation) => self.probe(generation),
             Action::AskLimit => self.ask_limit(),
             Action::Forget(generation) => self.forget(generation, true),
             Action::LeaveRecorded(generation) => self.forget(generation, false),
@@ -436,6 +484,19 @@ impl Driver {
         tokio::spawn(async move {
             let result = api.terminate_session(&id).await;
             let _ = sender.send(Message::Terminated(generation, result)).await;
+        });
+    }
+
+    /// Exactly one answer follows.
+    fn probe(&self, generation: Generation) {
+        let route = self.sessions.get(&generation).and_then(|session| session.route.clone());
+        let (config, probe, sender) = (self.config.clone(), self.config.probe.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let found = match (probe, route) {
+                (Some(probe), Some(route)) => probing::probe(config, probe, route).await,
+                _ => Found::Nothing,
+            };
+            let _ = sender.send(Message::Probed(generation, found)).await;
         });
     }
 
@@ -550,7 +611,11 @@ fn settings(config: &config::Tunnel) -> Settings {
             config::Rotate::At(age) => Rotate::At(age),
             config::Rotate::Auto => Rotate::Auto,
         },
-        probing: None,
+        probing: config.probe.as_ref().map(|probe| Probing {
+            interval: probe.interval,
+            rise: probe.rise.into(),
+            fall: probe.fall.into(),
+        }),
     }
 }
 

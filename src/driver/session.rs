@@ -21,6 +21,7 @@ use crate::plugin::output::Output;
 use crate::plugin::process::{self, Launch, Running};
 use crate::proxy::Route;
 use crate::tunnel::failure::{Class, Failure};
+use crate::tunnel::health::Found;
 use crate::tunnel::{Generation, SessionEvent};
 
 /// Events of one session that wait to be passed on.
@@ -32,8 +33,12 @@ pub(super) enum Message {
     TargetOnline,
     Gateway(Generation, gateway::Event),
     Plugin(Generation, process::Event),
-    Connections(Generation, usize),
+    /// The number of connections of some session has changed.
+    Connections,
     Terminated(Generation, Result<(), Failure>),
+    Probed(Generation, Found),
+    /// A connection has had an answer, after one had none.
+    Answered(Generation),
     /// The account's maximum session duration.
     Limit(Option<Duration>),
 }
@@ -61,6 +66,8 @@ pub(super) struct Session {
     ledger: Arc<Ledger>,
     /// The data channel was closed and is not open again yet.
     down: bool,
+    /// The number of open connections that was told last.
+    told_open: usize,
     /// Why resuming failed last, while the data channel is down.
     resume_failure: Option<Class>,
 }
@@ -188,15 +195,7 @@ impl Session {
             }
             gateway::Event::SessionEnded { reason } => Some(SessionEvent::Ended { reason }),
             gateway::Event::PluginHung { reason } => Some(SessionEvent::PluginHung { reason }),
-            gateway::Event::DestinationFailed => {
-                warn!(
-                    tunnel,
-                    session,
-                    event = "destination_failed",
-                    "the agent could not reach the destination"
-                );
-                Some(SessionEvent::DestinationFailed)
-            }
+            gateway::Event::DestinationFailed => Some(SessionEvent::DestinationFailed),
             gateway::Event::ForeignConnection => Some(SessionEvent::ForeignConnection),
         }
     }
@@ -280,17 +279,29 @@ impl Session {
         }
     }
 
+    /// The number of open connections, where it is another one than was told last.
+    pub(super) fn recount(&mut self) -> Option<usize> {
+        let open = *self.route.as_ref()?.open.borrow();
+        (std::mem::replace(&mut self.told_open, open) != open).then_some(open)
+    }
+
     /// The plugin listens: connections can be sent to it, and are counted.
     fn open_route(&mut self, port: u16, generation: Generation, sender: &mpsc::Sender<Message>) {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let route = Arc::new(Route::new(generation, self.id().to_owned(), address, self.ledger.clone()));
         route.interrupted.store(self.down, Relaxed);
-        let mut open = route.open.subscribe();
+        let (mut open, answers) = (route.open.subscribe(), route.clone());
         let sender = sender.clone();
         tokio::spawn(async move {
-            while open.changed().await.is_ok() {
-                let count = *open.borrow_and_update();
-                if sender.send(Message::Connections(generation, count)).await.is_err() {
+            loop {
+                let message = tokio::select! {
+                    changed = open.changed() => match changed {
+                        Ok(()) => Message::Connections,
+                        Err(_) => return,
+                    },
+                    () = answers.answered.notified() => Message::Answered(generation),
+                };
+                if sender.send(message).await.is_err() {
                     return;
                 }
             }

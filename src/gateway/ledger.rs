@@ -11,6 +11,9 @@
 //!
 //! Where the frames cannot be followed because they are encrypted, the proxy asks here for its [turns](super::turns) to
 //! write, and the gateway tells of the lengths that leave the plugin.
+//!
+//! For probes the gateway writes down what shows that the agent is there: how often it has acknowledged something, and its
+//! end of a probe's stream.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -39,6 +42,21 @@ struct Inner {
     /// The frames are encrypted.
     turns: Option<Turns>,
     streams: HashMap<u32, Held>,
+    /// What the agent has acknowledged.
+    acknowledged: u64,
+    /// The agent's frames are followed too.
+    agent_followed: bool,
+    /// Streams whose end at the agent is waited for, and how they ended.
+    awaited: HashMap<u32, Option<AgentEnd>>,
+}
+
+/// How the agent has ended a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentEnd {
+    /// It had a connection to the destination.
+    Connected,
+    /// It could not connect.
+    Refused,
 }
 
 /// The bytes of one stream that the plugin still holds: one bit each, set for a line feed.
@@ -76,6 +94,66 @@ impl Ledger {
             inner.next_stream = stream;
         }
         inner.streams.remove(&stream);
+    }
+
+    /// The agent has acknowledged something new.
+    pub fn count_acknowledgement(&self) {
+        self.lock().acknowledged += 1;
+    }
+
+    /// How often the agent has acknowledged something new.
+    pub fn acknowledged(&self) -> u64 {
+        self.lock().acknowledged
+    }
+
+    /// The agent's frames are followed from here on, or cannot be followed any more.
+    pub fn follow_agent(&self, followed: bool) {
+        self.lock().agent_followed = followed;
+        self.closed.notify_waiters();
+    }
+
+    /// Whether the agent's frames are followed.
+    pub fn follows_agent(&self) -> bool {
+        self.lock().agent_followed
+    }
+
+    /// Announces that the agent's end of this stream will be waited for: before its connection is made. False if nobody
+    /// would tell.
+    pub fn await_agent_end(&self, stream: u32) -> bool {
+        let mut inner = self.lock();
+        let told = inner.agent_followed;
+        if told {
+            inner.awaited.insert(stream, None);
+        }
+        told
+    }
+
+    /// The agent has ended a stream.
+    pub fn agent_ended(&self, stream: u32, end: AgentEnd) {
+        if let Some(awaited) = self.lock().awaited.get_mut(&stream) {
+            *awaited = Some(end);
+            self.closed.notify_waiters();
+        }
+    }
+
+    /// Waits until the agent has ended a stream that was announced; `None` if that will never be known.
+    pub async fn until_agent_ended(&self, stream: u32) -> Option<AgentEnd> {
+        loop {
+            let changed = self.closed.notified();
+            {
+                let inner = self.lock();
+                match inner.awaited.get(&stream) {
+                    Some(None) if inner.agent_followed => {}
+                    other => return other.copied().flatten(),
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Nobody waits for the stream's end any more.
+    pub fn forget_agent_end(&self, stream: u32) {
+        self.lock().awaited.remove(&stream);
     }
 
     /// The proxy is about to write `bytes`. Call it before the write, so that the gateway never sees a byte first.
@@ -197,7 +275,15 @@ impl Ledger {
 
 impl Default for Inner {
     fn default() -> Self {
-        Self { next_stream: FIRST_STREAM, off: false, turns: None, streams: HashMap::new() }
+        Self {
+            next_stream: FIRST_STREAM,
+            off: false,
+            turns: None,
+            streams: HashMap::new(),
+            acknowledged: 0,
+            agent_followed: false,
+            awaited: HashMap::new(),
+        }
     }
 }
 

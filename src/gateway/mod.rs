@@ -3,12 +3,13 @@
 //!
 //! ```text
 //! plugin ──► proxy ──► tls ──► local_api ──► channel ◄──► upstream ──► service
-//!            CONNECT           │              └ relay: input, output, repair, numbering, agent_clock (pure)
+//!            CONNECT           │              └ relay: input, output, repair, answers, numbering, agent_clock (pure)
 //!                              └► other AWS calls, signed anew
 //! ```
 //! In `observe` mode the proxy passes the plugin's TLS on untouched.
 
 mod agent_clock;
+mod answers;
 mod breach;
 mod channel;
 #[cfg(any(test, fuzzing))]

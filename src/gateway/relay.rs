@@ -24,6 +24,7 @@ use tracing::{info, trace, warn};
 
 use super::Event;
 use super::agent_clock::AgentClock;
+use super::answers::Answers;
 use super::breach::{Breach, MAX_ACKNOWLEDGEMENT, MAX_AHEAD};
 use super::input::{Input, Place};
 use super::ledger::Ledger;
@@ -46,6 +47,8 @@ pub struct Relay {
     acknowledgements: VecDeque<Bytes>,
     acknowledgement_bytes: usize,
     repair: Repair,
+    answers: Answers,
+    ledger: Arc<Ledger>,
     numbering: Numbering,
     agent: AgentClock,
     service_is_open: bool,
@@ -69,7 +72,9 @@ impl Relay {
             output: Output::default(),
             acknowledgements: VecDeque::new(),
             acknowledgement_bytes: 0,
-            repair: Repair::new(ledger),
+            repair: Repair::new(ledger.clone()),
+            answers: Answers::new(ledger.clone()),
+            ledger,
             numbering: Numbering::default(),
             agent: AgentClock::new(keepalive),
             service_is_open: false,
@@ -283,6 +288,9 @@ impl Relay {
         if matches!(kind, Kind::Output | Kind::Start) {
             self.agent.heard(!self.input.is_settled());
         }
+        if kind == Kind::Output {
+            self.answers.take(&view);
+        }
         match kind {
             Kind::Output if self.output.is_acknowledged(view.number()) => {
                 self.acknowledge(view.acknowledgement());
@@ -319,6 +327,7 @@ impl Relay {
         let round_trip = self.input.sent_once(now, number);
         let released = self.input.acknowledge(now, number);
         if released {
+            self.ledger.count_acknowledgement();
             if self.agent.is_silent() {
                 // Not only the oldest was lost: waiting for each in turn would take a round trip for each.
                 self.input.start_over();
@@ -426,6 +435,11 @@ impl Relay {
                     Handshake::parse(view.payload())?;
                 self.handshake_seen = true;
                 self.multiplexed = multiplexed && !encrypted;
+                if self.multiplexed {
+                    self.answers.begin();
+                } else {
+                    self.answers.end();
+                }
                 if encrypted && multiplexed {
                     self.repair.prevent();
                 } else if encrypted {

@@ -56,6 +56,12 @@ impl Authority {
         Ok(config)
     }
 
+    /// For the tests of others: a server that passes for `host`.
+    #[cfg(test)]
+    pub(crate) fn acceptor(&self, host: &str) -> tokio_rustls::TlsAcceptor {
+        self.server_config(host).unwrap().into()
+    }
+
     fn issue(&self, host: &str) -> io::Result<ServerConfig> {
         let mut params = CertificateParams::new([host.to_owned()]).map_err(io::Error::other)?;
         // A longer name than 64 characters is not allowed here; clients look at the alternative names only.

@@ -45,6 +45,14 @@ impl Network {
         }
         Ok(Self(Arc::new(Inner { proxies: Proxies::new(environment), trust })))
     }
+
+    /// For TLS with somebody who is not reached this way, and is trusted on the same terms.
+    ///
+    /// # Errors
+    /// As [`Self::new`], for the environment's authorities too.
+    pub fn tls_config(&self) -> Result<Arc<rustls::ClientConfig>, Failure> {
+        self.0.trust.config()
+    }
 }
 
 /// Says nothing of the proxy, which may have a password.

@@ -21,6 +21,7 @@ mod pump;
 mod rig;
 mod route;
 mod stats;
+mod tap;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -36,6 +37,7 @@ pub use self::holder::Holder;
 pub use self::listener::{BindError, Listener};
 pub use self::route::Route;
 pub use self::stats::{Counts, Stats};
+pub use self::tap::Tap;
 
 use self::hold::{Outage, Refusal};
 use self::pump::End;

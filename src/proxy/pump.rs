@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Settings;
 use super::client::Client;
-use super::route::Link;
+use super::route::{Link, Route};
 use super::stats::Stats;
 use crate::gateway::ledger::Ledger;
 
@@ -140,6 +140,7 @@ async fn after_session(flow: &mut Flow<'_>, carried: &mut Vec<u8>, deadline: &Ca
 struct Flow<'a> {
     client: &'a Client,
     plugin: &'a TcpStream,
+    route: &'a Route,
     ledger: &'a Ledger,
     stream: u32,
     stats: &'a Stats,
@@ -153,6 +154,8 @@ struct Flow<'a> {
     plugin_closed: bool,
     /// When a byte came from the plugin last.
     heard: Instant,
+    /// One has come at all.
+    answered: bool,
 }
 
 impl<'a> Flow<'a> {
@@ -167,6 +170,7 @@ impl<'a> Flow<'a> {
         Self {
             client,
             plugin: &link.plugin,
+            route: link.route(),
             ledger,
             stream: link.stream,
             stats,
@@ -177,6 +181,7 @@ impl<'a> Flow<'a> {
             plugin_deaf: false,
             plugin_closed: false,
             heard: Instant::now(),
+            answered: false,
         }
     }
 
@@ -235,6 +240,9 @@ impl<'a> Flow<'a> {
             Ok(bytes) => {
                 self.touched = true;
                 self.heard = Instant::now();
+                if !std::mem::replace(&mut self.answered, true) {
+                    self.route.has_answered();
+                }
                 self.stats.moved_down(bytes.len());
                 let written = written(self.client.try_write(bytes))?;
                 self.down.keep(bytes.get(written..).unwrap_or_default());

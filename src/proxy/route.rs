@@ -10,10 +10,11 @@ use std::time::Duration;
 use nix::errno::Errno;
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::TcpStream;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::client::set_options;
+use super::tap::Tap;
 use crate::gateway::ledger::Ledger;
 use crate::tunnel::Generation;
 
@@ -43,6 +44,10 @@ pub struct Route {
     /// Set by the driver while the data channel is down. A destination that cannot be heard is not silent: half-closed
     /// clients wait on.
     pub interrupted: AtomicBool,
+    /// Set by the driver when a connection could not be made to the destination: the next one that gets an answer is told.
+    pub doubted: AtomicBool,
+    /// That connection has got its answer.
+    pub answered: Notify,
     /// One connection at a time: their order is how they are matched to mux streams.
     connecting: Arc<Mutex<()>>,
 }
@@ -59,6 +64,8 @@ impl Route {
             open: watch::Sender::new(0),
             half_closed: AtomicUsize::new(0),
             interrupted: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
+            answered: Notify::new(),
             connecting: Arc::default(),
         }
     }
@@ -71,10 +78,33 @@ impl Route {
         // the next one is begun, or the two could be accepted in either order. A task of its own does so.
         let connected = tokio::spawn(async move {
             let _turn = turn;
-            let (plugin, stream) = dial(open.0.address, &open.0.ledger).await?;
+            let (plugin, stream) = dial(open.0.address, &open.0.ledger, |_| {}).await?;
             Ok(Link { plugin, stream, open, half_closed: AtomicBool::new(false) })
         });
         connected.await.map_err(io::Error::other)?
+    }
+
+    /// A connection for a probe: in its turn, but counted nowhere.
+    ///
+    /// # Errors
+    /// The plugin refuses it.
+    pub async fn probe(self: &Arc<Self>) -> io::Result<Tap> {
+        let (route, turn) = (Arc::clone(self), Arc::clone(&self.connecting).lock_owned().await);
+        let connected = tokio::spawn(async move {
+            let _turn = turn;
+            let mut told = false;
+            let await_end = |stream| told = route.ledger.await_agent_end(stream);
+            let (plugin, stream) = dial(route.address, &route.ledger, await_end).await?;
+            Ok(Tap::new(plugin, stream, Arc::clone(&route.ledger), told))
+        });
+        connected.await.map_err(io::Error::other)?
+    }
+
+    /// A connection has had its first byte from the destination.
+    pub(super) fn has_answered(&self) {
+        if self.doubted.swap(false, Relaxed) {
+            self.answered.notify_one();
+        }
     }
 }
 
@@ -90,9 +120,17 @@ pub(super) fn choose(routes: &[Arc<Route>], refused: &[Generation]) -> Option<Ar
 /// Connects, and announces the connection to the ledger. The announcement is taken back only where it is certain that
 /// the plugin will never see the connection: one number too few or too many, and every later stream is taken for
 /// another one.
-async fn dial(address: SocketAddr, ledger: &Ledger) -> io::Result<(TcpStream, u32)> {
+async fn dial(
+    address: SocketAddr,
+    ledger: &Ledger,
+    announced: impl FnOnce(u32),
+) -> io::Result<(TcpStream, u32)> {
     let stream = ledger.open();
-    let never_seen = || ledger.undo_open(stream);
+    announced(stream);
+    let never_seen = || {
+        ledger.undo_open(stream);
+        ledger.forget_agent_end(stream);
+    };
     let socket = begin(address).inspect_err(|_| never_seen())?;
     // On loopback the connection is established by now; an error of the runtime changes nothing about that.
     let plugin = TcpStream::from_std(socket.into())?;
@@ -248,7 +286,7 @@ mod tests {
         let plugin = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let route = rig::route(1, plugin.local_addr().unwrap());
         // The kernel has connected it when `begin` returns, and the runtime has not yet been asked.
-        let mut connecting = std::pin::pin!(dial(route.address, &route.ledger));
+        let mut connecting = std::pin::pin!(dial(route.address, &route.ledger, |_| {}));
         assert!(futures_util::poll!(connecting.as_mut()).is_pending());
         let (socket, _) = plugin.accept().unwrap();
         std::io::Write::write_all(&mut &socket, b"bytes").unwrap();

@@ -274,6 +274,23 @@ pub static ENTRIES: &[Entry] = &[
                Nothing has to be done here. Look further up why that was.",
     },
     Entry {
+        event: "probed",
+        id: "f5ab8cf4db694daabdaebd2204232c7b",
+        subject: "The destination was probed",
+        text: "A probe through session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ has ended; the line says\n\
+               what it found.\n\n\
+               Nothing has to be done. What follows from a row of them is told by lines of their own.",
+    },
+    Entry {
+        event: "probe_without_login",
+        id: "2e8ba212b571446a83b617f1cff2519b",
+        subject: "Probes may lock the target out",
+        text: "Tunnel @AUTOSSM_TUNNEL@ probes its destination with connections that end without a login.\n\
+               MySQL and MariaDB count those, and after `max_connect_errors` in a row (100) refuse every\n\
+               connection from the target, which is where all clients come from.\n\n\
+               Where the destination is such a server, take the probe out. Elsewhere nothing has to be done.",
+    },
+    Entry {
         event: "degraded",
         id: "fcacfdaf031f47d29358e70149eff010",
         subject: "The destination is down",

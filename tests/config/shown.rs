@@ -15,29 +15,42 @@ fn the_example_is_right_and_shows_every_key() {
     let text = fs::read_to_string(path).unwrap();
     let shown = |line: &str| {
         let key = line.strip_prefix("# ").and_then(|line| line.split_once(" = ")).map(|(key, _)| key);
-        key.is_some_and(|key| config::key_names().any(|name| name == key))
+        key.is_some_and(|key| config::key_names().chain(config::probe_key_names()).any(|name| name == key))
     };
     let lines = text.lines().map(|line| if shown(line) { &line[2..] } else { line });
     let text = lines.collect::<Vec<_>>().join("\n");
     parse(&text).unwrap_or_else(|problems| panic!("{problems}"));
-    for key in config::key_names() {
+    for key in config::key_names().chain(config::probe_key_names()) {
+        if ["probe", "send", "expect"].contains(&key) {
+            assert!(text.contains("[tunnel.probe]"), "the example lacks a probe");
+            continue;
+        }
         assert!(text.lines().any(|line| line.starts_with(&format!("{key} = "))), "the example lacks `{key}`");
     }
 }
 
-/// `AUTOSSM_BLESS=1 cargo test --test config` writes the table again.
+/// `AUTOSSM_BLESS=1 cargo test --test config` writes the tables again.
 #[test]
-fn the_reference_is_current() {
+fn the_references_are_current() {
     let path = root().join("docs/configuration.md");
-    let text = fs::read_to_string(&path).unwrap();
-    let start = text.find("cargo test --test config` -->\n").expect("where the table begins");
-    let start = start + text[start..].find('\n').unwrap() + 1;
-    let end = text.find("<!-- end -->").expect("where the table ends");
-    if std::env::var_os("AUTOSSM_BLESS").is_some() {
-        fs::write(&path, format!("{}{}{}", &text[..start], config::reference(), &text[end..])).unwrap();
-        return;
+    let mut text = fs::read_to_string(&path).unwrap();
+    let tables = [config::reference(), config::probe_reference()];
+    let mut from = 0;
+    for table in tables {
+        let start =
+            from + text[from..].find("cargo test --test config` -->\n").expect("where the table begins");
+        let start = start + text[start..].find('\n').unwrap() + 1;
+        let end = start + text[start..].find("<!-- end -->").expect("where the table ends");
+        if std::env::var_os("AUTOSSM_BLESS").is_some() {
+            text.replace_range(start..end, &table);
+        } else {
+            assert_eq!(&text[start..end], table, "stale: run AUTOSSM_BLESS=1 cargo test --test config");
+        }
+        from = start + table.len();
     }
-    assert_eq!(&text[start..end], config::reference(), "stale: run AUTOSSM_BLESS=1 cargo test --test config");
+    if std::env::var_os("AUTOSSM_BLESS").is_some() {
+        fs::write(&path, text).unwrap();
+    }
 }
 
 /// The files' blocks of TOML are meant to be copied.

@@ -684,7 +684,7 @@ fn a_target_that_comes_online_ends_the_wait_for_one() {
 
 #[test]
 fn the_sessions_beside_one_are_those_of_the_other_slots() {
-    let mut world = World::new(Settings { sessions: 2, rotate: Some(3600 * SECOND), ..settings() });
+    let mut world = World::new(Settings { sessions: 2, rotate: Rotate::At(3600 * SECOND), ..settings() });
     assert_eq!(world.tunnel.beside(Generation(1)), [Generation(2)]);
     for generation in [1, 2] {
         world.about(generation, SessionEvent::Started);
