@@ -7,6 +7,7 @@ pub mod agent;
 pub mod api;
 mod credentials;
 pub mod errors;
+mod expiry;
 mod limit;
 mod nodes;
 mod preferences;

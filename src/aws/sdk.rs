@@ -82,6 +82,7 @@ impl Clients {
             .await
             .map_err(|_| errors::overdue("AWS configuration", CALL))?;
         let source = Source::new(identity.clone(), config.clone());
+        source.look_after();
         let sdk =
             Sdk::new(&config, identity.endpoint_url.as_deref(), source, Arc::clone(&self.limit)).await?;
         tracing::debug!(
@@ -167,22 +168,32 @@ impl Sdk {
         Ok(Self { client, source, region, endpoint, nodes, preferences, limit, patience: CALL })
     }
 
-    /// Makes a call under the limit of time, and turns its error into ours.
-    async fn call<T, E>(
-        &self,
-        operation: &'static str,
-        call: impl Future<Output = Result<T, SdkError<E, HttpResponse>>> + Send,
-    ) -> Result<T, Refusal>
+    /// Makes a call under the limit of time, and turns its error into ours. One that is refused for its credentials is
+    /// made once more if there are others meanwhile.
+    async fn call<T, E, C>(&self, operation: &'static str, call: impl Fn() -> C + Send) -> Result<T, Refusal>
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
+        C: Future<Output = Result<T, SdkError<E, HttpResponse>>> + Send,
     {
         let begun = Instant::now();
         // The SDK asks for the credentials too, in silence; what there is to say of them is said here.
-        let call = async {
-            self.source.get().await?;
-            silent(call).await.map_err(|error| errors::refusal(operation, &error))
+        let attempts = async {
+            let used = self.source.get().await?;
+            let refusal = match silent(call()).await.map_err(|error| errors::refusal(operation, &error)) {
+                Err(refusal) if refusal.failure.class == Class::Access => refusal,
+                other => return other,
+            };
+            self.source.forget().await;
+            let newer = self.source.get().await.is_ok_and(|new| {
+                (new.access_key_id(), new.session_token()) != (used.access_key_id(), used.session_token())
+            });
+            if !newer {
+                return Err(refusal);
+            }
+            tracing::debug!(operation, error = %refusal.failure, "API call refused; again with newer credentials");
+            silent(call()).await.map_err(|error| errors::refusal(operation, &error))
         };
-        let result = match tokio::time::timeout(self.patience, Box::pin(call)).await {
+        let result = match tokio::time::timeout(self.patience, Box::pin(attempts)).await {
             Ok(result) => result,
             Err(_) => Err(errors::overdue(operation, self.patience).into()),
         };
@@ -191,9 +202,6 @@ impl Sdk {
             Ok(_) => tracing::debug!(operation, took_ms = took, "API call"),
             Err(refusal) => {
                 tracing::debug!(operation, took_ms = took, class = %refusal.failure.class, error = %refusal.failure, "API call refused");
-                if refusal.failure.class == Class::Access {
-                    self.source.forget().await;
-                }
             }
         }
         result
@@ -209,7 +217,8 @@ impl Sdk {
             .document_name(&request.document)
             .set_parameters(Some(parameters))
             .reason(&request.reason);
-        let output = self.call("StartSession", call.send()).await.map_err(|refusal| refusal.failure)?;
+        let output =
+            self.call("StartSession", || call.clone().send()).await.map_err(|refusal| refusal.failure)?;
         match (output.session_id, output.token_value, output.stream_url) {
             (Some(session_id), Some(token), Some(stream_url)) => {
                 Ok(StartedSession { session_id, token: SecretString::from(token), stream_url })
@@ -229,7 +238,7 @@ impl Sdk {
 
     async fn resume(&self, session_id: &str) -> Result<Resumption, Failure> {
         let call = self.client.resume_session().session_id(session_id);
-        match self.call("ResumeSession", call.send()).await {
+        match self.call("ResumeSession", || call.clone().send()).await {
             Ok(output) => match (output.token_value.filter(|token| !token.is_empty()), output.stream_url) {
                 (Some(token), Some(stream_url)) => {
                     Ok(Resumption::Resumed { token: SecretString::from(token), stream_url })
@@ -248,7 +257,7 @@ impl Sdk {
 
     async fn terminate(&self, session_id: &str) -> Result<(), Failure> {
         let call = self.client.terminate_session().session_id(session_id);
-        match self.call("TerminateSession", call.send()).await {
+        match self.call("TerminateSession", || call.clone().send()).await {
             Ok(_) => Ok(()),
             Err(refusal) if is_unknown(&refusal) => Ok(()),
             Err(refusal) => Err(refusal.failure),
@@ -285,7 +294,7 @@ impl Sdk {
                 .max_results(50)
                 .set_next_token(next.take());
             let output = self
-                .call("DescribeInstanceInformation", call.send())
+                .call("DescribeInstanceInformation", || call.clone().send())
                 .await
                 .map_err(|refusal| refusal.failure)?;
             let online = output.instance_information_list.into_iter().flatten().filter(is_online);

@@ -98,6 +98,32 @@ pub static ENTRIES: &[Entry] = &[
                Nothing has to be done. The session's id is the one that the console and CloudTrail show.",
     },
     Entry {
+        event: "credentials_expiring",
+        id: "274b70115de6475e9197629f832d192e",
+        subject: "AWS credentials expire soon and cannot be renewed",
+        text: "The credentials of profile @AUTOSSM_PROFILE@ (role @AUTOSSM_ROLE@) expire at\n\
+               @AUTOSSM_EXPIRES@: @AUTOSSM_REASON@.\n\n\
+               Without new ones no session can be started, and none resumed after its next hourly close.\n\
+               Renew them as the line says, as the daemon's user. A restart is not needed: the next call\n\
+               uses them.",
+    },
+    Entry {
+        event: "credentials_renewed",
+        id: "a2916e4713154eb49c1963c26b3ae1aa",
+        subject: "AWS credentials were renewed after all",
+        text: "New credentials were found after a warning that the old ones would expire.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
+        event: "credentials_expiry_unknown",
+        id: "1254b51634b84b8d964c0a81b02e2158",
+        subject: "AWS credentials are temporary and do not say until when",
+        text: "The credentials have a session token and no time of expiry. They will cease to work without\n\
+               a warning.\n\n\
+               Use a role, aws sso login or a credential_process; or write x_security_token_expires beside\n\
+               them.",
+    },
+    Entry {
         event: "target_passed_over",
         id: "b8b090b8d43444c3bfbbdb0d9b4df7d5",
         subject: "A target is not connected, and another one is tried",

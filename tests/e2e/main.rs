@@ -12,6 +12,7 @@ mod bytes;
 mod clients;
 mod control;
 mod cost;
+mod credentials;
 mod daemon;
 mod encrypted;
 mod faults;

@@ -292,27 +292,30 @@ fn key(parts: &http::request::Parts) -> String {
     parts.headers["authorization"].to_str().unwrap().split(['=', '/']).nth(1).unwrap().to_owned()
 }
 
-/// Refused credentials are not used again.
+/// Credentials that are refused are exchanged for newer ones within the same call, if there are any.
 #[tokio::test]
-async fn looks_for_new_credentials_after_a_refusal() {
+async fn a_call_that_is_refused_is_made_again_with_newer_credentials() {
     let service = Service::new(|_, number| match number {
-        1 => (400, refuse("ExpiredTokenException", "expired")),
+        1 | 4.. => (400, refuse("ExpiredTokenException", "expired")),
         _ => (200, SESSION.to_owned()),
     })
     .await;
     let made = Arc::new(std::sync::atomic::AtomicU32::new(0));
     let api = service.api_with(provide_credentials_fn(move || {
-        let number = made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let number = made.fetch_add(1, std::sync::atomic::Ordering::Relaxed).min(2);
         let later = SystemTime::now() + Duration::from_secs(3600);
         async move { Ok(Credentials::new(format!("AKID{number}"), "secret", None, Some(later), "test")) }
     }));
-    assert_eq!(api.start_session(&request()).await.unwrap_err().class, Class::Access);
     for _ in 0..2 {
         api.start_session(&request()).await.unwrap();
     }
+    // Once more with AKID2, and then there are no others.
+    for _ in 0..2 {
+        assert_eq!(api.start_session(&request()).await.unwrap_err().class, Class::Access);
+    }
     let seen = service.seen.lock().unwrap();
     let keys: Vec<_> = seen.iter().map(|(parts, _)| key(parts)).collect();
-    assert_eq!(keys, ["AKID0", "AKID1", "AKID1"]);
+    assert_eq!(keys, ["AKID0", "AKID1", "AKID1", "AKID1", "AKID2", "AKID2"]);
 }
 
 /// Each line of the log, whatever its level.

@@ -82,9 +82,16 @@ async fn profile_and_environment(folder: &std::path::Path) {
     assert_eq!(api.region(), "ap-south-1");
     assert_eq!(key().await, "FILE1");
     write("FILE2");
-    assert_eq!(key().await, "FILE1", "kept until they are refused or old");
+    assert_eq!(key().await, "FILE2", "rotated: the next call uses the new ones");
+    // Temporary ones of a tool that notes their expiry beside them.
+    let text = "[ops]\naws_access_key_id = FILE3\naws_secret_access_key = secret\naws_session_token = token\n\
+                x_security_token_expires = 2100-01-01T12:00:00+02:00\n";
+    std::fs::write(folder.join("credentials"), text).unwrap();
+    assert_eq!(key().await, "FILE3");
+    let expiry = humantime::format_rfc3339_seconds(api.credentials_expiry().unwrap()).to_string();
+    assert_eq!(expiry, "2100-01-01T10:00:00Z");
     assert_eq!(api.terminate_session("s-1").await.unwrap_err().class, Class::Access);
-    assert_eq!(key().await, "FILE2");
+    assert_eq!(service.requests(), 1, "there were no others to try");
 
     let api = clients.get(&identity()).await.unwrap();
     assert_eq!(api.credentials().await.unwrap().access_key_id(), "ENVKEY");

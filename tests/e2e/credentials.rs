@@ -1,0 +1,165 @@
+//! Credentials that change under a running tunnel.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use autossm_lab::Lab;
+use autossm_lab::load::Load;
+use autossm_lab::options::Options;
+use tokio::process::Command;
+
+use crate::daemon::{Daemon, PROGRAM, folder, own_address, tunnel, until};
+use crate::faults::KEYS;
+
+/// A daemon that has no credentials but those of the profile `ops` in this folder.
+fn start(lab: &Lab, profile: &str, keys: &str) -> (Daemon, std::sync::Arc<tempfile::TempDir>) {
+    let folder = folder();
+    std::fs::write(folder.path().join("aws"), profile).unwrap();
+    let mut program = Command::new(PROGRAM);
+    program.env_clear();
+    let address = own_address();
+    let config = tunnel(lab, "echo", address, lab.echo_addr(), &format!("profile = \"ops\"\n{KEYS}{keys}"));
+    program
+        .env("AWS_CONFIG_FILE", folder.path().join("none"))
+        .env("AWS_SHARED_CREDENTIALS_FILE", folder.path().join("aws"));
+    (Daemon::start_by(program, folder.clone(), address, &config), folder)
+}
+
+/// A `credential_process` that issues a key for `seconds` each time; the lab refuses it later. Writes a line for each.
+fn issuer(folder: &Path, seconds: u32) -> String {
+    let path = folder.join("issuer");
+    let script = format!(
+        "#!/bin/sh\nuntil=$(($(date +%s) + {seconds}))\necho $until >> {0}/issued\n\
+         printf '{{\"Version\":1,\"AccessKeyId\":\"ASIAUNTIL%s\",\"SecretAccessKey\":\"s\",\"SessionToken\":\"t\",\
+         \"Expiration\":\"%s\"}}' $until $(date -u -d @$until +%Y-%m-%dT%H:%M:%SZ)\n",
+        folder.display()
+    );
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    format!("[ops]\ncredential_process = {}\n", path.display())
+}
+
+/// Three hours, of which each minute takes a third of a second: the service closes every hour, and the network breaks a
+/// connection every ten minutes; credentials live a quarter of an hour.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn resumes_for_three_hours_with_credentials_that_live_fifteen_minutes() {
+    const MINUTE: Duration = Duration::from_millis(333);
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let (daemon, _folder) = start(&lab, &issuer(place.path(), 5), "");
+    daemon.event("ready").await;
+    let load = Load::start(daemon.address, 10);
+    let (began, mut closes, mut resumed) = (Instant::now(), 0, 0);
+    for minute in (10..=180).step_by(10) {
+        tokio::time::sleep((began + MINUTE * minute).saturating_duration_since(Instant::now())).await;
+        let closed = match minute % 60 {
+            0 => {
+                closes += 1;
+                lab.close_all(1000, "Bye")
+            }
+            _ => lab.abort_all(),
+        };
+        assert_eq!(closed, 1, "minute {minute}\n{}", daemon.tail());
+        resumed += 1;
+        daemon.event_times("resumed", resumed).await;
+    }
+    let seen = load.finish().await;
+    let status = lab.status();
+    let issued = std::fs::read_to_string(place.path().join("issued")).unwrap().lines().count();
+    println!(
+        "180 simulated minutes in {:.0} s, credentials of 15: {closes} hourly closes, {} aborts, ResumeSession {}× and \
+         {} refused, {issued} keys issued, {} used after their time; {} connections, {} failed; long-lived cut {}×; \
+         StartSession {}×",
+        began.elapsed().as_secs_f64(),
+        resumed - closes,
+        status.resume.processed,
+        status.resume.processed - status.resume.succeeded,
+        status.expired_keys,
+        seen.attempts.len(),
+        seen.failures().count(),
+        seen.long_lived.cuts.len(),
+        status.start.processed,
+    );
+    assert_eq!((status.start.processed, status.expired_keys), (1, 0));
+    assert_eq!(status.resume.processed, status.resume.succeeded);
+    assert_eq!((seen.failures().count(), seen.long_lived.cuts.len()), (0, 0));
+    assert!(issued >= 10, "they were renewed {issued} times");
+    assert!(daemon.events("credentials_expiring").is_empty(), "they could always be renewed");
+    daemon.stop(&lab).await;
+}
+
+/// Somebody rotates the keys: the old ones are refused from now on. The next call has the new ones, and nobody notices.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_are_rotated_in_a_file_are_used_by_the_next_call() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let keys =
+        |until: u64| format!("[ops]\naws_access_key_id = AKIDUNTIL{until}\naws_secret_access_key = secret\n");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let (daemon, folder) = start(&lab, &keys(now + 4), "");
+    daemon.event("ready").await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    std::fs::write(folder.path().join("aws"), keys(now + 3600)).unwrap();
+    lab.close_all(1000, "Bye");
+    let resumed = daemon.event("resumed").await;
+    println!("keys rotated in a file: resumed after {} ms, 1 try", resumed.number("duration_ms"));
+    assert_eq!(resumed.number("attempts"), 1, "{}", resumed.text);
+    assert_eq!(lab.status().expired_keys, 0);
+    daemon.stop(&lab).await;
+}
+
+/// No role is attached yet: clients wait, and are served once there is one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_that_come_later_are_found() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let (daemon, folder) = start(&lab, "", "");
+    let failed = daemon.event("failed").await;
+    assert_eq!(failed.field("class"), "access", "{}", failed.text);
+    std::fs::write(folder.path().join("aws"), "[ops]\naws_access_key_id = A\naws_secret_access_key = s\n")
+        .unwrap();
+    daemon.event("ready").await;
+    assert_eq!(lab.status().start.processed, 1);
+    daemon.stop(&lab).await;
+}
+
+/// The same keys again and again, which expire: said once, with what to do, before it is too late.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_credentials_expire_is_told_once_and_before() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let until = std::time::SystemTime::now() + Duration::from_secs(12);
+    let expires = humantime::format_rfc3339_seconds(until).to_string();
+    let temporary = |token: &str, expires: &str| {
+        format!(
+            "[ops]\naws_access_key_id = A\naws_secret_access_key = s\naws_session_token = {token}\n\
+             x_security_token_expires = {expires}\n"
+        )
+    };
+    let (daemon, folder) = start(&lab, &temporary("one", &expires), "");
+    let told = daemon.event("credentials_expiring").await;
+    assert_eq!((told.field("expires"), told.field("profile")), (&*expires, "ops"), "{}", told.text);
+    assert_eq!(told.fields["level"], "ERROR");
+    assert!(told.text.contains("put new ones into the profile"), "{}", told.text);
+    assert!(told.at < until - Duration::from_secs(2), "told too late");
+    std::fs::write(folder.path().join("aws"), temporary("two", "2100-01-01T00:00:00Z")).unwrap();
+    until_renewed(&daemon).await;
+    assert_eq!(daemon.events("credentials_expiring").len(), 1);
+    daemon.stop(&lab).await;
+}
+
+async fn until_renewed(daemon: &Daemon) {
+    until("renewed", || daemon.events("credentials_renewed").pop()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn temporary_keys_without_an_expiry_are_told_of_once() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let keys = "[ops]\naws_access_key_id = A\naws_secret_access_key = s\naws_session_token = t\n";
+    let (daemon, folder) = start(&lab, keys, "");
+    daemon.event("ready").await;
+    std::fs::write(folder.path().join("aws"), format!("{keys}# read again\n")).unwrap();
+    lab.close_all(1000, "Bye");
+    daemon.event("resumed").await;
+    let log = daemon.stop(&lab).await;
+    let told = log.iter().filter(|line| line.field("event") == "credentials_expiry_unknown").count();
+    assert_eq!(told, 1);
+}
