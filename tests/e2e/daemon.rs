@@ -120,6 +120,11 @@ impl Daemon {
         Self::spawn(command, folder, "trace", address, config)
     }
 
+    /// Starts a daemon by a command whose environment says all of the way out.
+    pub fn start_with(command: Command, address: SocketAddr, config: &str) -> Self {
+        Self::spawn(command, folder(), "trace", address, config)
+    }
+
     /// Starts another build of the program, with the log and the certificates that an operator has.
     pub fn start_build(program: &Path, address: SocketAddr, config: &str) -> Self {
         let mut command = Command::new(program);

@@ -20,6 +20,7 @@ mod hostile;
 mod keepalive;
 mod life;
 mod misuse;
+mod networks;
 mod observe;
 mod plugin;
 mod systemd;

@@ -65,7 +65,10 @@ impl Lab {
             addresses: Addresses {
                 api: (Ipv4Addr::LOCALHOST, state.options.api_port).into(),
                 ws: (Ipv4Addr::LOCALHOST, state.options.ws_port).into(),
-                tls: (Ipv4Addr::LOCALHOST, state.options.tls_port).into(),
+                tls: state
+                    .options
+                    .tls_address
+                    .unwrap_or((Ipv4Addr::LOCALHOST, state.options.tls_port).into()),
                 destinations: runtime.spawn(destination::start(state.clone())).await??,
             },
             state,

@@ -15,6 +15,7 @@
 //! | `service` | the API, sessions and their tokens |
 //! | `channel` | one WebSocket of a data channel |
 //! | `agent` | the far end of a session: numbering, handshake, mux streams |
+//! | [`proxy`] | a corporate network's proxy before it |
 //! | [`destination`] | servers for the far end of tunnels |
 //! | [`control`] | commands as text, for the foreground program |
 //! | [`standin`] | the plugin's stand-in |
@@ -30,6 +31,7 @@ mod lab;
 mod line;
 pub mod load;
 pub mod options;
+pub mod proxy;
 mod service;
 pub mod standin;
 mod state;

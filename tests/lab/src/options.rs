@@ -11,12 +11,16 @@ use serde_json::{Value, json};
 pub struct Options {
     /// The region in the host names of stream URLs.
     pub region: String,
+    /// The host in stream URLs; `None` for `ssmmessages.REGION.amazonaws.com`.
+    pub stream_host: Option<String>,
     /// Loopback port of the API, 0 for any.
     pub api_port: u16,
     /// Loopback port of the data channel without TLS, 0 for any.
     pub ws_port: u16,
     /// Loopback port of data channel and API with TLS, 0 for any.
     pub tls_port: u16,
+    /// Where they listen instead; for tests that have a network of their own.
+    pub tls_address: Option<SocketAddr>,
     /// Decides which messages are lost.
     pub seed: u64,
     /// What the agent calls itself in the handshake.
@@ -47,9 +51,11 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             region: "us-west-2".into(),
+            stream_host: None,
             api_port: 0,
             ws_port: 0,
             tls_port: 0,
+            tls_address: None,
             seed: 1,
             agent_version: "3.3.2299.0".into(),
             nodes: Vec::new(),
@@ -62,6 +68,13 @@ impl Default for Options {
             kms_key: None,
             gap_limit: Duration::from_secs(10),
         }
+    }
+}
+
+impl Options {
+    /// The host in stream URLs.
+    pub fn stream_host(&self) -> String {
+        self.stream_host.clone().unwrap_or_else(|| format!("ssmmessages.{}.amazonaws.com", self.region))
     }
 }
 

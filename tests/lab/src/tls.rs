@@ -27,6 +27,7 @@ pub(crate) fn acceptor(region: &str) -> anyhow::Result<(TlsAcceptor, String)> {
         "localhost".to_owned(),
         format!("*.{region}.amazonaws.com"),
         format!("*.{region}.amazonaws.com.cn"),
+        format!("*.{region}.api.aws"),
         format!("*.ssm.{region}.vpce.amazonaws.com"),
         format!("*.ssmmessages.{region}.vpce.amazonaws.com"),
     ])?;

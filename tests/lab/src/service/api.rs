@@ -118,7 +118,7 @@ async fn start(state: &Arc<State>, input: &Value) -> Result<Value, Refusal> {
     });
     let plan = Plan { session_type: document.session_type, properties, addresses, encryption };
     let session = Session::start(state, Request { target, document: name.into(), reason, plan });
-    let (token, url) = session.grant(&state.options.region);
+    let (token, url) = session.grant(&state.options.stream_host());
     Ok(json!({ "SessionId": session.id, "TokenValue": token, "StreamUrl": url }))
 }
 
@@ -127,7 +127,7 @@ fn resume(state: &Arc<State>, input: &Value, without_token: bool) -> Result<Valu
     if without_token || !session.is_live() {
         return Ok(json!({ "SessionId": session.id, "TokenValue": null, "StreamUrl": null }));
     }
-    let (token, url) = session.grant(&state.options.region);
+    let (token, url) = session.grant(&state.options.stream_host());
     Ok(json!({ "SessionId": session.id, "TokenValue": token, "StreamUrl": url }))
 }
 

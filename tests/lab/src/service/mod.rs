@@ -55,7 +55,7 @@ async fn route(state: Arc<State>, line: CancellationToken, request: Request<Inco
     }
     if request.method() == Method::GET {
         let signed = signature::signer(request.headers(), "ssmmessages", &state.options.region).is_some();
-        check_host(&state, request.headers(), "ssmmessages");
+        check_host(&state, request.headers());
         state.count(|status| {
             status.upgrades += 1;
             status.unsigned_upgrades += u64::from(!signed);
@@ -90,9 +90,9 @@ async fn route(state: Arc<State>, line: CancellationToken, request: Request<Inco
 }
 
 /// The data channel's name is part of what is signed and of how the service finds its cell.
-fn check_host(state: &State, headers: &HeaderMap, service: &str) {
+fn check_host(state: &State, headers: &HeaderMap) {
     let host = headers.get(HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if host != format!("{service}.{}.amazonaws.com", state.options.region) {
+    if host != state.options.stream_host() {
         state.count(|status| status.wrong_hosts += 1);
     }
 }

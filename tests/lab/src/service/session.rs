@@ -82,14 +82,12 @@ impl Session {
     }
 
     /// A fresh token and stream URL; older ones are void from now on.
-    pub fn grant(&self, region: &str) -> (String, String) {
+    pub fn grant(&self, host: &str) -> (String, String) {
         let random: Vec<u8> = (0..6).flat_map(|_| *Uuid::new_v4().as_bytes()).collect();
         let token = format!("AAEAA{}", BASE64_STANDARD.encode(&random));
         let cell = format!("AAEx{}", &BASE64_STANDARD.encode(&random[..48]).replace(['+', '/', '='], "x"));
-        let url = format!(
-            "wss://ssmmessages.{region}.amazonaws.com/v1/data-channel/{}?role=publish_subscribe&cell-number={cell}",
-            self.id
-        );
+        let url =
+            format!("wss://{host}/v1/data-channel/{}?role=publish_subscribe&cell-number={cell}", self.id);
         let mut grant = self.grant.lock().unwrap_or_else(PoisonError::into_inner);
         *grant = Grant { token: token.clone(), cell, used: false, client: grant.client.take() };
         (token, url)

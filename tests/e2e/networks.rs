@@ -1,0 +1,247 @@
+//! Corporate networks: a proxy before everything, private and special names of the service, no IPv4. Nothing but the
+//! environment says so; the names are the service's own.
+
+use std::net::SocketAddr;
+
+use autossm_lab::Lab;
+use autossm_lab::options::Options;
+use autossm_lab::proxy::Proxy;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+
+use crate::daemon::{Daemon, PATIENCE, PROGRAM, own_address, plugin};
+
+const USER: &str = "corp:p@ss word";
+const ENCODED: &str = "corp:p%40ss%20word";
+
+/// The service of one region, behind a proxy.
+async fn network(region: &str, stream_host: Option<&str>) -> (Lab, Proxy) {
+    let stream_host = stream_host.map(str::to_owned);
+    let options = Options { region: region.into(), stream_host, ..Options::default() };
+    let lab = Lab::start(options).await.unwrap();
+    let proxy = Proxy::start(lab.addresses().tls, Some(USER)).await.unwrap();
+    (lab, proxy)
+}
+
+/// A tunnel that names nothing but its region and these keys.
+fn config(lab: &Lab, region: &str, address: SocketAddr, keys: &str) -> String {
+    format!(
+        "[[tunnel]]\nname = \"echo\"\nlisten = \"{address}\"\ntarget = \"i-0123456789abcdef0\"\nremote_host = \"{}\"\n\
+         remote_port = {}\nregion = \"{region}\"\nplugin = \"{}\"\n{keys}\n",
+        lab.echo_addr().ip(),
+        lab.echo_addr().port(),
+        plugin().display(),
+    )
+}
+
+fn behind(lab: &Lab, user: &str, proxy: &Proxy) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.env_clear();
+    let user = if user.is_empty() { String::new() } else { format!("{user}@") };
+    command
+        .env("HTTPS_PROXY", format!("http://{user}{}", proxy.address()))
+        .env("AWS_CA_BUNDLE", lab.ca_file());
+    command
+}
+
+async fn echo(address: SocketAddr) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"ping").await.unwrap();
+    let mut back = [0; 4];
+    tokio::time::timeout(PATIENCE, stream.read_exact(&mut back)).await.expect("an echo").unwrap();
+    assert_eq!(&back, b"ping");
+}
+
+/// Up, through an hourly close, and down again, by these names.
+async fn goes_by(
+    region: &str,
+    variable: Option<&str>,
+    keys: &str,
+    api: &str,
+    stream: &str,
+    url: Option<&str>,
+) {
+    let (lab, proxy) = network(region, url).await;
+    let mut command = behind(&lab, ENCODED, &proxy);
+    if let Some(variable) = variable {
+        command.env(variable, "true");
+    }
+    let address = own_address();
+    let daemon = Daemon::start_with(command, address, &config(&lab, region, address, keys));
+    daemon.event("ready").await;
+    echo(address).await;
+    lab.close_all(1000, "Bye");
+    daemon.event("resumed").await;
+    echo(address).await;
+    let status = lab.status();
+    assert_eq!((status.unsigned_calls, status.unsigned_upgrades, status.wrong_hosts), (0, 0, 0), "{region}");
+    let log = daemon.stop(&lab).await;
+    let mut names = proxy.asked();
+    names.sort();
+    names.dedup();
+    let mut expected = [format!("{api}:443"), format!("{stream}:443")];
+    expected.sort();
+    assert_eq!(names, expected, "{region}");
+    for secret in ["p@ss word", "p%40ss", "Y29ycDpwQHNzIHdvcmQ"] {
+        assert!(!log.iter().any(|line| line.text.contains(secret)), "the proxy's password in the log");
+    }
+    println!("{region} {variable:?} {keys}: {}", names.join(", "));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_goes_through_the_proxy_by_its_own_name() {
+    let west = "us-west-2";
+    for (region, variable, api, stream) in [
+        (west, None, "ssm.us-west-2.amazonaws.com", "ssmmessages.us-west-2.amazonaws.com"),
+        (
+            west,
+            Some("AWS_USE_FIPS_ENDPOINT"),
+            "ssm-fips.us-west-2.amazonaws.com",
+            "ssmmessages-fips.us-west-2.amazonaws.com",
+        ),
+        (west, Some("AWS_USE_DUALSTACK_ENDPOINT"), "ssm.us-west-2.api.aws", "ssmmessages.us-west-2.api.aws"),
+        ("us-gov-west-1", None, "ssm.us-gov-west-1.amazonaws.com", "ssmmessages.us-gov-west-1.amazonaws.com"),
+        ("cn-north-1", None, "ssm.cn-north-1.amazonaws.com.cn", "ssmmessages.cn-north-1.amazonaws.com.cn"),
+    ] {
+        goes_by(region, variable, "", api, stream, Some(stream)).await;
+    }
+}
+
+/// The plugin makes its own connections there, through ours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugin_that_is_only_watched_goes_through_the_proxy_too() {
+    let (api, stream) = ("ssm.us-west-2.amazonaws.com", "ssmmessages.us-west-2.amazonaws.com");
+    goes_by("us-west-2", None, "gateway = \"observe\"", api, stream, None).await;
+}
+
+/// A VPC endpoint without private DNS has names of its own; the stream URL's host stays in the request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vpc_endpoints_go_by_their_names() {
+    let (api, stream) = (
+        "vpce-0a1b2c3d-4e5f.ssm.us-west-2.vpce.amazonaws.com",
+        "vpce-0f9e8d7c-6b5a.ssmmessages.us-west-2.vpce.amazonaws.com",
+    );
+    let keys = format!("endpoint_url = \"https://{api}\"\nstream_endpoint = \"wss://{stream}\"");
+    goes_by("us-west-2", None, &keys, api, stream, None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxys_refusal_is_told_with_what_to_do() {
+    let (lab, proxy) = network("us-west-2", None).await;
+    let address = own_address();
+    let text = config(&lab, "us-west-2", address, "");
+    let refused = async |user: &str, refusal, class: &str, words: &str| {
+        proxy.refuse(refusal);
+        let daemon = Daemon::start_with(behind(&lab, user, &proxy), address, &text);
+        let failed = daemon.event("failed").await;
+        assert_eq!(failed.field("class"), class, "{}", failed.text);
+        assert!(failed.field("reason").contains(words), "{}", failed.text);
+        assert!(!failed.text.contains("p%40ss") && !failed.text.contains("p@ss"), "{}", failed.text);
+        daemon.stop(&lab).await;
+    };
+    refused("", None, "access", "set HTTPS_PROXY to http://USER:PASSWORD@HOST:PORT").await;
+    refused("corp:wrong", None, "access", "does not accept the user and password").await;
+    refused(
+        ENCODED,
+        Some((403, "Forbidden")),
+        "access",
+        "refused a connection to ssm.us-west-2.amazonaws.com:443",
+    )
+    .await;
+    refused(ENCODED, Some((503, "Service Unavailable")), "network or service", "503 Service Unavailable")
+        .await;
+    assert_eq!(lab.status().start.processed, 0);
+}
+
+/// In the middle of a session: the channel stays down, the reason is told, and it is resumed when the proxy lets it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_that_refuses_for_a_while_costs_no_session() {
+    let (lab, proxy) = network("us-west-2", None).await;
+    let address = own_address();
+    let daemon =
+        Daemon::start_with(behind(&lab, ENCODED, &proxy), address, &config(&lab, "us-west-2", address, ""));
+    daemon.event("ready").await;
+    proxy.refuse(Some((503, "Service Unavailable")));
+    lab.abort_all();
+    let failed = daemon.event("resume_failed").await;
+    assert!(failed.field("reason").contains("the proxy 127.0.0.1:"), "{}", failed.text);
+    proxy.refuse(None);
+    daemon.event("resumed").await;
+    echo(address).await;
+    assert_eq!(lab.status().start.processed, 1);
+    daemon.stop(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bundle_that_cannot_be_read_is_named() {
+    let (lab, proxy) = network("us-west-2", None).await;
+    let mut command = behind(&lab, ENCODED, &proxy);
+    command.env("AWS_CA_BUNDLE", "/nonexistent/corporate.pem");
+    let address = own_address();
+    let daemon = Daemon::start_with(command, address, &config(&lab, "us-west-2", address, ""));
+    let failed = daemon.event("failed").await;
+    assert_eq!(failed.field("class"), "needs a change", "{}", failed.text);
+    assert!(failed.field("reason").contains("AWS_CA_BUNDLE /nonexistent/corporate.pem"), "{}", failed.text);
+    daemon.stop(&lab).await;
+}
+
+const INSIDE: &str = "AUTOSSM_TEST_IPV6_ONLY";
+const SERVICE: &str = "fd00:5357::1";
+
+/// A host with no address of IPv4 but 127.0.0.1: the names of the service have addresses of IPv6 alone. In a network and a
+/// table of names of its own, which takes root.
+#[test]
+fn a_host_with_ipv6_alone_is_as_good() {
+    if std::env::var_os(INSIDE).is_some() {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        return runtime.block_on(on_ipv6_alone());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = folder.path().join("hosts");
+    let names = "ssm.us-west-2.amazonaws.com ssmmessages.us-west-2.amazonaws.com";
+    std::fs::write(&hosts, format!("::1 localhost\n127.0.0.1 localhost\n{SERVICE} {names}\n")).unwrap();
+    let prepare = format!(
+        "mount --bind {} /etc/hosts && ip link set lo up && ip addr add {SERVICE}/128 dev lo",
+        hosts.display()
+    );
+    let possible = std::process::Command::new("unshare")
+        .args(["--net", "--mount", "sh", "-c", &prepare])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !possible {
+        println!("SKIPPED, NOTHING SHOWN: a network of its own takes root, unshare and ip");
+        return;
+    }
+    let output = std::process::Command::new("unshare")
+        .args(["--net", "--mount", "sh", "-c"])
+        .arg(format!(
+            "{prepare} && exec \"$0\" --exact networks::a_host_with_ipv6_alone_is_as_good --nocapture"
+        ))
+        .arg(std::env::current_exe().unwrap())
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    print!("{text}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{errors}");
+}
+
+async fn on_ipv6_alone() {
+    let options =
+        Options { tls_address: Some(format!("[{SERVICE}]:443").parse().unwrap()), ..Options::default() };
+    let lab = Lab::start(options).await.unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.env_clear().env("AWS_CA_BUNDLE", lab.ca_file());
+    let address: SocketAddr = "[::1]:15432".parse().unwrap();
+    let daemon = Daemon::start_with(command, address, &config(&lab, "us-west-2", address, ""));
+    daemon.event("ready").await;
+    echo(address).await;
+    lab.close_all(1000, "Bye");
+    daemon.event("resumed").await;
+    echo(address).await;
+    println!("IPv6 alone: listener, API and data channel");
+    daemon.stop(&lab).await;
+}
