@@ -16,7 +16,7 @@ const REASON: usize = 256;
 /// How old a list of nodes may be where all is well.
 pub const REMEMBERED: Duration = Duration::from_secs(30);
 /// How old it may be where a target of it was found to be away: whoever asks at the same time shares the answer.
-pub const FRESH: Duration = Duration::from_secs(2);
+pub const FRESH: Duration = Duration::from_millis(1500);
 
 /// The request for a session of `tunnel` with `target`; `host` is this host's name.
 pub fn start_request(tunnel: &Tunnel, target: &str, host: &str) -> StartRequest {

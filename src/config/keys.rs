@@ -127,7 +127,7 @@ pub(super) static KEYS: &[TunnelKey] = &[
         ),
         Required,
         "The managed node that sessions are started with: of a list, the first that is connected; of a tag, any that \
-         carries it and is online.",
+         carries it and is online. Chosen anew for each session; those of a pool are spread (networks.md).",
     )
     .of_one_tunnel()
     .also(&["tag", "instance", "instance_id", "targets", "node"]),

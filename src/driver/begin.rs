@@ -19,7 +19,7 @@ use crate::tunnel::failure::{Class, Failure};
 /// Targets asked in one attempt. A tag may stand for very many, all of them gone.
 const ASKED: usize = 5;
 /// How often the nodes of a tag are listed while there is none to be had …
-const WATCH: Duration = Duration::from_secs(3);
+const WATCH: Duration = Duration::from_millis(2500);
 /// … and after [`LONG`]: by then nobody is starting a new instance.
 const WATCH_LATER: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_secs(600);
