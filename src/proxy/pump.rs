@@ -98,6 +98,7 @@ pub(super) async fn run(
             Turn::PluginClosed => break,
         }
     }
+    await_reset(link).await;
     // Either the destination has closed the connection, or the plugin has died. If it lives, it ends the stream on the
     // data channel too, a moment after the connection.
     if flow.touched && !route.ledger.is_kept() {
@@ -119,6 +120,19 @@ pub(super) async fn run(
         () = route.ended.cancelled() => End::Moved,
         () = client.gone(flow.client_fin || !carried.is_empty()) => End::ClientGone,
         () = tokio::time::sleep(NEWS) => End::Finished,
+    }
+}
+
+/// What was written in a turn may have met the plugin's close on its way. A reset follows then, though not always at once,
+/// and the turn is the next one's.
+async fn await_reset(link: &Link) {
+    let ledger = &link.route().ledger;
+    let until = Instant::now() + NEWS;
+    while ledger.takes_turns() && ledger.held(link.stream) > 0 && Instant::now() < until {
+        if !matches!(link.plugin.take_error(), Ok(None)) {
+            return ledger.leave(link.stream, true);
+        }
+        tokio::time::sleep(NEWS / 50).await;
     }
 }
 
