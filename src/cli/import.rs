@@ -109,6 +109,23 @@ fn tunnels(args: &ImportArgs, commands: &[shell::Words]) -> Result<String, Strin
     Ok(texts.join("\n"))
 }
 
+/// Whatever stands in a script: it is refused, or what is printed is a configuration.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    // Nothing on this host's disk is a part of it.
+    if text.contains("file:") {
+        return;
+    }
+    let config = ConfigArg { path: "/nonexistent/config.toml".into() };
+    let args = ImportArgs { name: None, listen: None, config, command: Vec::new() };
+    if let Ok(printed) = shell(&args, text) {
+        let read = config::parse("printed", &printed);
+        // Two commands may ask for the same address, which is said in a comment and for people to settle.
+        assert!(read.is_ok() || printed.contains(" is taken by another tunnel"), "{printed}");
+    }
+}
+
 fn taken(args: &ImportArgs) -> Taken {
     let mut taken = Taken::default();
     for tunnel in config::load(&args.config.path).into_iter().flat_map(|config| config.tunnels) {
