@@ -17,6 +17,7 @@ pub mod target;
 mod transport;
 
 pub use credentials::ROLE_SESSION;
+pub use preferences::DOCUMENT as PREFERENCES;
 use tracing::Dispatch;
 use tracing::instrument::WithSubscriber;
 

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::tunnel::failure::{Class, Failure};
 
 /// The document that holds them.
-pub(super) const DOCUMENT: &str = "SSM-SessionManagerRunShell";
+pub const DOCUMENT: &str = "SSM-SessionManagerRunShell";
 /// How long an answer is good for. Tunnels ask a little less often.
 const KEEP: Duration = Duration::from_secs(50 * 60);
 /// How long one that was not allowed to ask does not ask again: each attempt stands in the account's CloudTrail.

@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::arn::Place;
-use crate::aws::ROLE_SESSION;
 use crate::aws::target::start_request;
-use crate::config::{Target, Tunnel};
+use crate::aws::{PREFERENCES, ROLE_SESSION};
+use crate::config::{Rotate, Target, Tunnel};
 
 /// A policy as IAM takes it.
 #[derive(Clone, Debug, Serialize)]
@@ -90,6 +90,13 @@ impl Policy {
         if !tags.is_empty() {
             let all = BTreeSet::from(["*".to_owned()]);
             statement.push(allow("FindTargets", &["ssm:DescribeInstanceInformation"], all));
+        }
+        // Where it may not be read, the maximum duration is learnt from the first session that the service ends.
+        let automatic = tunnels.iter().filter(|tunnel| tunnel.rotate == Rotate::Auto);
+        let preferences: BTreeSet<_> =
+            automatic.map(|tunnel| Place::of(tunnel, account).document(PREFERENCES)).collect();
+        if !preferences.is_empty() {
+            statement.push(allow("MaximumDuration", &["ssm:GetDocument"], preferences));
         }
         if !roles.is_empty() {
             let roles = roles.iter().map(|role| (*role).to_owned()).collect();

@@ -4,11 +4,12 @@ use super::*;
 use proptest::prelude::*;
 
 /// What autossm can ever need.
-const ACTIONS: [&str; 6] = [
+const ACTIONS: [&str; 7] = [
     "ssm:StartSession",
     "ssm:ResumeSession",
     "ssm:TerminateSession",
     "ssm:DescribeInstanceInformation",
+    "ssm:GetDocument",
     "ssmmessages:OpenDataChannel",
     "sts:AssumeRole",
 ];
@@ -142,6 +143,17 @@ fn tags_become_conditions_and_need_the_list_of_nodes() {
     assert_eq!(nodes.len(), 4);
     assert_eq!(nodes[0], "arn:aws:ec2:us-east-1:*:instance/*");
     assert_eq!(statement(&printed[0].1, "FindTargets")["Resource"], serde_json::json!(["*"]));
+}
+
+#[test]
+fn whoever_rotates_by_the_accounts_limit_may_read_it() {
+    let text = tunnel("a", 1, "region = \"us-west-2\"\ntarget = \"i-12345678\"\nrotate = \"auto\"")
+        + &tunnel("b", 2, "region = \"us-east-1\"\ntarget = \"i-12345678\"\nrotate = \"11h\"");
+    let printed = printed(&text, Some("123456789012"));
+    assert_eq!(
+        statement(&printed[0].1, "MaximumDuration")["Resource"],
+        serde_json::json!(["arn:aws:ssm:us-west-2:123456789012:document/SSM-SessionManagerRunShell"])
+    );
 }
 
 #[test]
