@@ -9,7 +9,8 @@ use super::numbers::class_word;
 use super::session::Session;
 use crate::config::{self, Target};
 use crate::control::protocol::{
-    self, Connections, Credentials, Daemon, Failure, Interruption, Next, Phase, Resumes, State, Status,
+    self, Connections, Credentials, Daemon, Destination, Failure, Interruption, Next, Phase, Resumes, State,
+    Status,
 };
 use crate::control::time::Timestamp;
 use crate::tunnel::status::{self, SessionStatus};
@@ -94,7 +95,12 @@ impl Driver {
             }),
             failure: last_failure.clone().filter(|_| core.failure.is_some()),
             last_failure,
-            destination: None,
+            destination: core.degraded.as_ref().map(|degraded| Destination {
+                state: "down".to_owned(),
+                since: clock.at(degraded.since),
+                reason: Some(degraded.reason.clone()),
+                ..Destination::default()
+            }),
             credentials: self.api.as_ref().map(|api| Credentials {
                 expires: api.credentials_expiry().map(Timestamp::from),
                 ..Credentials::default()
@@ -174,6 +180,7 @@ impl Driver {
 /// What clients meet, in the protocol's terms.
 pub(super) fn state(status: &status::Status) -> State {
     match status.state {
+        status::State::Up if status.degraded.is_some() => State::Degraded,
         status::State::Up => State::Up,
         status::State::Interrupted => State::Interrupted,
         status::State::Starting => State::Starting,
