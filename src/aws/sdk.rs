@@ -268,7 +268,7 @@ impl Sdk {
     async fn preferences(&self) -> Result<Option<String>, Failure> {
         let call =
             self.client.get_document().name(preferences::DOCUMENT).document_format(DocumentFormat::Json);
-        match self.call("GetDocument", call.send()).await {
+        match self.call("GetDocument", || call.clone().send()).await {
             Ok(output) => Ok(output.content),
             Err(refusal) if refusal.code.as_deref() == Some("InvalidDocument") => Ok(None),
             Err(refusal) => Err(refusal.failure),
