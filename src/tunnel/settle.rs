@@ -205,7 +205,8 @@ impl Tunnel {
         let wants_next = wanted && (serving.is_none() || down || stalled || expired.is_some());
 
         let Some(slot) = self.slots.get_mut(index) else { return };
-        if proven {
+        // Of a session that is to be replaced, its age says nothing about what its successor meets.
+        if proven && !wants_next {
             slot.backoff.reset();
         }
         match slot.next {

@@ -151,7 +151,7 @@ pub async fn run(program: &Path, seconds: u64, write: bool) -> bool {
         let told = log.iter().filter(|line| line.fields["level"] != "TRACE").map(|line| &*line.text);
         println!("{}", told.collect::<Vec<_>>().join("\n"));
     }
-    if write {
+    if write && breaches.is_empty() {
         document::write(&format!("soak, {}", crate::called()), &document::soak(&summary, &samples));
     }
     breaches.is_empty()

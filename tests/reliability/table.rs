@@ -358,7 +358,7 @@ pub async fn run(program: &Path, only: &str, long: bool, jobs: usize, write: boo
         "\n{table}\n{count} tunnels under test, {broken} with a breach, in {:.0} s",
         began.elapsed().as_secs_f64()
     );
-    if write {
+    if write && broken == 0 {
         document::write("table", &table);
     }
     broken == 0

@@ -1,7 +1,7 @@
 //! The rules one by one.
 
 use super::*;
-use crate::tunnel::machine::{BARELY, OPENING, SOON, TERMINATE_ATTEMPTS};
+use crate::tunnel::machine::{BARELY, Next, OPENING, SOON, TERMINATE_ATTEMPTS};
 use crate::tunnel::session::Session;
 use crate::tunnel::step::Step;
 use crate::tunnel::{Reason, Report};
@@ -51,6 +51,30 @@ fn a_long_interruption_starts_a_second_session_and_keeps_the_first() {
     let actions = world.about(2, SessionEvent::Ended { reason: "terminated".into() });
     assert_eq!(actions[0], Action::Route(vec![Generation(1)]));
     assert!(!actions.iter().any(|action| matches!(action, Action::Start(..))));
+}
+
+/// An outage of an hour is no reason for four StartSession calls a second, however old the session is that it has interrupted.
+#[test]
+fn the_age_of_an_interrupted_session_does_not_reset_the_clock_of_its_successor() {
+    let mut world = up();
+    world.about(1, SessionEvent::Connections(1));
+    world.now += 1000 * SECOND;
+    world.feed(Event::Tick, 0.5);
+    world.about(1, closed());
+    world.advance_to_deadline();
+    let failed = SessionEvent::StartFailed(Failure::new(Class::Network, "reset"));
+    for generation in 2..12 {
+        world.happens(generation, &failed);
+        world.feed(Event::Session(Generation(generation), failed.clone()), 1.0);
+        let Some(Next::Waiting { until }) = world.tunnel.slots.first().map(|slot| slot.next) else {
+            panic!("no attempt is waited for");
+        };
+        if generation >= 7 {
+            assert_eq!(until - world.now, 10 * SECOND, "attempt {generation}");
+        }
+        world.now = until;
+        world.feed(Event::Tick, 1.0);
+    }
 }
 
 #[test]
