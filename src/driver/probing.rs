@@ -45,7 +45,7 @@ pub(super) async fn probe(config: Arc<config::Tunnel>, probe: Probe, route: Arc<
             }
         }
         Outcome::Silence => {
-            let silence = format!("no answer within {} s", probe.timeout.as_secs_f64());
+            let silence = format!("no good answer within {} s", probe.timeout.as_secs_f64());
             match (hears_agent, heard() > before) {
                 (false, _) => Found::Unanswered(silence),
                 (true, true) => Found::Bad(format!("{silence}, though the target's agent is there")),

@@ -23,5 +23,7 @@ mod misuse;
 mod networks;
 mod observe;
 mod plugin;
+mod probes;
+mod rotation;
 mod systemd;
 mod targets;

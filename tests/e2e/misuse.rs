@@ -204,21 +204,6 @@ async fn two_sessions_and_a_plugin_killed_every_second() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rotation_every_5_s_is_not_noticed() {
-    let lab = lab().await;
-    let daemon = Daemon::echo(&lab, &format!("rotate = \"5s\"\n{KEYS}")).await;
-    let outcome = loaded("rotate = 5s for 30 s", lab, daemon, async |_, daemon| {
-        daemon.event_times("retired", 5).await;
-        tokio::time::sleep(Duration::from_secs(3)).await;
-    })
-    .await;
-    // Its session is kept for it, as long as `drain` says.
-    outcome.none_failed().long_lived_survives();
-    assert_eq!(outcome.seen.failures().count(), 0);
-    assert!(outcome.service.start.processed >= 6, "{:?}", outcome.service.start);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_list_the_first_target_that_is_connected_is_taken() {
     let (away, there) = ("i-0aaaaaaaaaaaaaaa1", "i-0bbbbbbbbbbbbbbb2");
     let offline = Node { id: away.into(), online: false, tags: BTreeMap::new() };

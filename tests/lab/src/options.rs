@@ -35,6 +35,8 @@ pub struct Options {
     /// Whether the service tells the agent to pause while no client is connected. If not, the agent goes on into its
     /// buffer, and what it sends is lost.
     pub pauses_agent: bool,
+    /// Whether clients may read documents, the account's preferences among them.
+    pub documents_are_readable: bool,
     /// Whether a stream URL is refused as soon as ResumeSession has returned a newer one.
     pub cells_expire: bool,
     /// The agent gives up if the client has not answered its handshake for so long after the session's start.
@@ -62,6 +64,7 @@ impl Default for Options {
             documents: BTreeMap::new(),
             hosts: BTreeMap::new(),
             pauses_agent: true,
+            documents_are_readable: true,
             cells_expire: false,
             handshake_timeout: Duration::from_secs(15),
             pace: Duration::from_millis(1),

@@ -192,6 +192,11 @@ fn describe_sessions(state: &State, input: &Value) -> Value {
 
 fn document(state: &State, input: &Value) -> Result<Value, Refusal> {
     let name = text(input, "Name");
+    if !state.options.documents_are_readable {
+        let words =
+            format!("User is not authorized to perform: ssm:GetDocument on resource: document/{name}");
+        return Err(Refusal::new("AccessDeniedException", words));
+    }
     let document = state.world().documents.get(name).cloned();
     let document = document.ok_or_else(|| {
         Refusal::new("InvalidDocument", format!("Document with name {name} does not exist."))
@@ -201,9 +206,13 @@ fn document(state: &State, input: &Value) -> Result<Value, Refusal> {
         .iter()
         .map(|(name, default)| (name, json!({ "type": "String", "default": default })))
         .collect();
+    // In whole minutes, as the real one; a shorter limit of a test cannot be said.
+    let maximum = state.faults.borrow().maximum_life.map_or(0, |limit| limit.as_secs() / 60);
+    let maximum = if maximum > 0 { maximum.to_string() } else { String::new() };
     let content = json!({
         "schemaVersion": "1.0",
         "sessionType": document.session_type,
+        "inputs": { "maxSessionDuration": maximum },
         "parameters": parameters,
         "properties": document.properties,
     });
