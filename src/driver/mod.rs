@@ -357,6 +357,11 @@ impl Driver {
             }
         }
         let status = self.core.status();
+        if status.degraded.is_some() {
+            // Whichever session it comes through, the first answer is to be told.
+            let routes = self.sessions.values().filter_map(|session| session.route.as_ref());
+            routes.for_each(|route| route.doubted.store(true, Relaxed));
+        }
         let serving = status.sessions.iter().filter(|session| session.phase == "ready");
         let serving =
             serving.filter_map(|session| Some(self.sessions.get(&session.generation)?.id().to_owned()));
