@@ -60,6 +60,7 @@ class Scenarios:
                 self.sandbox,
                 self.journal,
                 self.control,
+                self.web,
                 self.unknown_name,
                 self.restarts,
                 self.kills,
@@ -99,7 +100,7 @@ class Scenarios:
 
     def units_are_right(self):
         units = "/usr/lib/systemd/system"
-        names = ["autossm@db.service", "autossm.target", "autossm-config.service"]
+        names = ["autossm@db.service", "autossm.target", "autossm-config.service", "autossm-web.service"]
         found = self.site.run("env", "SYSTEMD_LOG_LEVEL=warning", "systemd-analyze", "verify", *names, check=False)
         said = found.stdout + found.stderr
         self.shows(found.returncode == 0 and not said.strip(), f"systemd-analyze verify is silent {said.strip()}")
@@ -230,6 +231,31 @@ class Scenarios:
         done = ask("member", "status", "other")
         self.shows(done.returncode == 69 and "systemctl start autossm@other" in done.stderr, f"stopped: {done.stderr.strip()}")
         self.systemctl("start", "autossm@other")
+
+    def web(self):
+        site = self.site
+        self.systemctl("enable", "--now", "autossm-web")
+        wait("the tunnels on the page", 30, lambda: self.ask("/readyz/db")[0] == 200 and self.ask("/readyz/other")[0] == 200)
+        metrics = self.ask("/metrics")[1]
+        ups = re.findall(r'autossm_tunnel_up\{tunnel="(\w+)"\} 1', metrics)
+        self.shows(sorted(ups) == ["db", "other"], f"autossm-web sees {ups} through their sockets")
+        self.shows("<title>autossm" in self.ask("/")[1], "and serves the page")
+        said = site.run("systemd-analyze", "security", "--no-pager", "autossm-web.service").stdout
+        figure = float(re.search(r"exposure level for \S+: ([\d.]+)", said).group(1))
+        self.shows(figure <= 1.5, f"exposure {figure}")
+        user = site.run("ps", "-o", "user=", "-p", self.container.show("autossm-web", "MainPID")[0]).stdout.strip()
+        self.shows(user == "autossm", f"runs as {user}")
+        before = [site.main_pid(name) for name in ("db", "other")]
+        site.run("systemctl", "kill", "--signal=KILL", "autossm-web")
+        bad = [client for client in self.quiet_load(2) if client[2]]
+        wait("it to be back", 30, lambda: self.ask("/readyz/db")[0] == 200)
+        same = before == [site.main_pid(name) for name in ("db", "other")]
+        self.shows(not bad and same, f"killed, it comes back, and no tunnel has noticed: {len(bad)} clients failed")
+        self.systemctl("stop", "autossm@other")
+        wait("the stopped tunnel to go", 30, lambda: self.ask("/readyz/other")[0] == 404)
+        self.shows(True, "a tunnel that was stopped is no longer told of")
+        self.systemctl("start", "autossm@other")
+        wait("it again", 30, lambda: self.ask("/readyz/other")[0] == 200)
 
     def unknown_name(self):
         done = self.site.run("systemctl", "start", "autossm@dbb", check=False)
@@ -471,6 +497,19 @@ class Scenarios:
             self.container.in_network("python3", "-c", script, port), capture_output=True, text=True
         )
         return "refused" if "ConnectionRefusedError" in done.stderr else "served" if done.returncode == 0 else done.stderr
+
+    def ask(self, path):
+        """Status and body of what autossm web answers; 0 while it does not."""
+        script = (
+            "import sys, urllib.error, urllib.request as r\n"
+            "try: answer = r.urlopen('http://127.0.0.1:9464' + sys.argv[1], timeout=10)\n"
+            "except urllib.error.HTTPError as error: answer = error\n"
+            "except OSError: sys.exit('0\\n')\n"
+            "print(answer.status, answer.read().decode(), sep='\\n')"
+        )
+        done = subprocess.run(self.container.in_network("python3", "-c", script, path), capture_output=True, text=True)
+        status, _, body = done.stdout.partition("\n")
+        return int(status or 0), body
 
     def unix_echo(self):
         with socket.socket(socket.AF_UNIX) as client:
