@@ -1,7 +1,9 @@
-//! What the proxy adds to a round trip over loopback: the same echo, asked directly, through the least that a relay can
+//! What the proxy adds to a round trip over loopback, and how fast it carries a download. First the round trip: the same echo, asked directly, through the least that a relay can
 //! be (two threads that block), and through the proxy, by turns. Most of what any relay adds is the host's time to wake
 //! two more threads; the bare relay shows how much of it that is. It fails if the proxy adds more than [`LIMIT`], unless the
 //! host is so slow to wake threads that the bare relay adds much of that too.
+//!
+//! Of the download only the figures are printed: a session moves less than 1 MB a second.
 //!
 //! `cargo bench --bench proxy` (or, unoptimised but under the same limit, `cargo test --bench proxy`).
 
@@ -26,7 +28,11 @@ const BARE_RELAYS: u32 = 3;
 /// Other work on the host adds to what is measured, and never takes from it: the best of so many counts.
 const MEASUREMENTS: usize = 5;
 
+/// Bytes of a download.
+const DOWNLOAD: usize = 256 << 20;
+
 fn main() -> anyhow::Result<()> {
+    downloads()?;
     for _ in 0..MEASUREMENTS {
         let Added { bare_relay, proxy } = measure()?;
         if proxy <= LIMIT.max(bare_relay * BARE_RELAYS) {
@@ -82,6 +88,34 @@ fn measure() -> anyhow::Result<Added> {
     Ok(Added { bare_relay, proxy })
 }
 
+/// Gives the address of a way to a server.
+type Way = fn(SocketAddr) -> anyhow::Result<SocketAddr>;
+
+/// How fast each way carries bytes to a client that reads as fast as it can: the best of [`MEASUREMENTS`].
+fn downloads() -> anyhow::Result<()> {
+    let source = source()?;
+    let ways: [(_, Way); 3] = [("direct", Ok), ("bare relay", relay), ("proxy", proxy)];
+    println!("download of {} MiB", DOWNLOAD >> 20);
+    for (name, way) in ways {
+        let mut best = 0.0_f64;
+        for _ in 0..MEASUREMENTS {
+            let mut stream = connect(way(source)?)?;
+            let began = Instant::now();
+            let mut left = DOWNLOAD;
+            let mut buffer = vec![0; 64 * 1024];
+            while left > 0 {
+                match stream.read(&mut buffer)? {
+                    0 => anyhow::bail!("the download ended early"),
+                    read => left = left.saturating_sub(read),
+                }
+            }
+            best = best.max(DOWNLOAD as f64 / 1e6 / began.elapsed().as_secs_f64());
+        }
+        println!("  {name:<11} {best:7.0} MB/s");
+    }
+    Ok(())
+}
+
 struct Quantiles {
     median: Duration,
     p99: Duration,
@@ -122,6 +156,21 @@ fn echo() -> anyhow::Result<SocketAddr> {
             std::thread::spawn(move || -> std::io::Result<()> {
                 stream.set_nodelay(true)?;
                 copy(&mut &stream, &mut &stream)
+            });
+        }
+    });
+    Ok(address)
+}
+
+/// Sends without end, or until the client has gone.
+fn source() -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let bytes = vec![b'x'; 64 * 1024];
+                while stream.write_all(&bytes).is_ok() {}
             });
         }
     });
@@ -170,6 +219,8 @@ fn proxy(echo: SocketAddr) -> anyhow::Result<SocketAddr> {
                 max_held: 512,
                 max_connections: 1024,
                 half_close_timeout: Duration::from_secs(5),
+                client_buffer: 4 << 20,
+                stalled_client_timeout: Some(Duration::from_secs(300)),
             });
             let proxy = Proxy::new("bench", routes.subscribe(), settings.subscribe(), Arc::default());
             let _door = proxy.serve(listener);

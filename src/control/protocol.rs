@@ -439,7 +439,7 @@ pub struct Connections {
     pub accepted: u64,
     /// Clients that have got a session.
     pub served: u64,
-    /// Clients that did not get what they came for: timed out, refused, cut.
+    /// Clients that did not get what they came for: timed out, refused, cut, or closed because they took nothing.
     pub failed: u64,
     /// Clients that waited and then got a session.
     pub released: u64,
@@ -541,10 +541,10 @@ pub mod words {
     /// What becomes of interruptions: `ok`, or the session ended while its data channel was down.
     pub const RESUME_OUTCOMES: &[&str] = &["ok", "lost"];
     /// What becomes of connections. `completed`: ended by client or destination; `cut`: with its session or the daemon;
-    /// `timed_out`, `gone`: held in vain, went away while held; `refused`: a limit was reached; `stopped`: held when the
+    /// `stalled`: closed because the client took nothing; `timed_out`, `gone`: held in vain, went away while held; `refused`: a limit was reached; `stopped`: held when the
     /// daemon stopped; `accept_failed`: no file descriptor.
     pub const CONNECTION_OUTCOMES: &[&str] =
-        &["completed", "cut", "timed_out", "gone", "refused", "stopped", "accept_failed"];
+        &["completed", "cut", "stalled", "timed_out", "gone", "refused", "stopped", "accept_failed"];
     /// `up`: to the destination.
     pub const DIRECTIONS: &[&str] = &["up", "down"];
     /// How plugins are lost.

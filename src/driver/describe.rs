@@ -110,7 +110,11 @@ impl Driver {
                 held,
                 accepted: clients.accepted,
                 served: clients.connected,
-                failed: clients.timed_out + clients.over_limit + clients.accept_errors + clients.cut,
+                failed: clients.timed_out
+                    + clients.over_limit
+                    + clients.accept_errors
+                    + clients.cut
+                    + clients.stalled_closed,
                 released: clients.released,
                 timed_out: clients.timed_out,
                 gone: clients.gone,

@@ -315,6 +315,8 @@ impl Driver {
             Message::Connections => return Some(Event::Tick),
             Message::Answered(generation) => (generation, SessionEvent::Answered),
             Message::Probed(generation, found) => (generation, SessionEvent::Probed(found)),
+            Message::Stalled(generation, true) => (generation, SessionEvent::Stalled),
+            Message::Stalled(generation, false) => (generation, SessionEvent::Flows),
             Message::Terminated(generation, result) => (generation, SessionEvent::Terminated(result)),
             Message::Limit(limit) => return Some(Event::Limit(limit)),
         };

@@ -118,6 +118,7 @@ impl Numbers {
         let outcomes = [
             ("completed", counts.completed),
             ("cut", counts.cut),
+            ("stalled", counts.stalled_closed),
             ("timed_out", counts.timed_out),
             ("gone", counts.gone),
             ("refused", counts.over_limit),

@@ -35,6 +35,8 @@ pub(super) enum Message {
     Plugin(Generation, process::Event),
     /// The number of connections of some session has changed.
     Connections,
+    /// Whether a client that does not read holds up the session.
+    Stalled(Generation, bool),
     Terminated(Generation, Result<(), Failure>),
     Probed(Generation, Found),
     /// A connection has had an answer, after one had none.
@@ -291,6 +293,7 @@ impl Session {
         let route = Arc::new(Route::new(generation, self.id().to_owned(), address, self.ledger.clone()));
         route.interrupted.store(self.down, Relaxed);
         let (mut open, answers) = (route.open.subscribe(), route.clone());
+        let mut stalled = route.stalled.subscribe();
         let sender = sender.clone();
         tokio::spawn(async move {
             loop {
@@ -300,6 +303,7 @@ impl Session {
                         Err(_) => return,
                     },
                     () = answers.answered.notified() => Message::Answered(generation),
+                    Ok(()) = stalled.changed() => Message::Stalled(generation, *stalled.borrow_and_update() > 0),
                 };
                 if sender.send(message).await.is_err() {
                     return;

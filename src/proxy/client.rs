@@ -50,6 +50,25 @@ impl Client {
         either!(self, socket => socket.try_write(bytes))
     }
 
+    /// Who it is, as far as the kernel still knows: an address, or a process.
+    pub(super) fn peer(&self) -> String {
+        let peer = match self {
+            Self::Tcp(socket) => socket.peer_addr().map(|address| address.to_string()),
+            Self::Unix(socket) => socket.peer_cred().map(|peer| match peer.pid() {
+                Some(pid) => format!("process {pid} of user {}", peer.uid()),
+                None => format!("a process of user {}", peer.uid()),
+            }),
+        };
+        peer.unwrap_or_else(|_| "a client that has gone".to_owned())
+    }
+
+    /// Has its end reset the connection: a client that is waited for in vain is not to take its end for the answer's. (On a
+    /// Unix socket it looks like an end all the same.)
+    pub(super) fn abort(self) {
+        // If it cannot be, the socket is closed in the ordinary way.
+        let _ = either!(&self, socket => SockRef::from(socket).set_linger(Some(Duration::ZERO)));
+    }
+
     async fn ready(&self, interest: Interest) -> io::Result<Ready> {
         either!(self, socket => socket.ready(interest).await)
     }

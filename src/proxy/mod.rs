@@ -11,7 +11,11 @@
 //!    ▼          ▼                         ▼
 //! too many   timed out, gone, stopping   cut
 //! ```
+//!
+//! For a client that reads slower than its destination sends, or not at all, [`buffer`] keeps what comes, and [`stall`] has
+//! rules.
 
+mod buffer;
 mod client;
 mod hold;
 mod holder;
@@ -20,6 +24,7 @@ mod pump;
 #[cfg(test)]
 mod rig;
 mod route;
+mod stall;
 mod stats;
 mod tap;
 
@@ -42,6 +47,7 @@ pub use self::tap::Tap;
 use self::hold::{Outage, Refusal};
 use self::pump::End;
 use self::route::Link;
+use self::stall::Teller;
 use self::stats::Place;
 use crate::config;
 use crate::telemetry::thin::Thin;
@@ -57,6 +63,10 @@ pub struct Settings {
     pub max_connections: usize,
     /// After a client has shut down its sending side: how long the destination may be silent before both are closed.
     pub half_close_timeout: Duration,
+    /// Bytes that are kept for one client that takes less than comes for it.
+    pub client_buffer: usize,
+    /// A client that takes nothing for so long, while something waits for it, is closed; `None` for never.
+    pub stalled_client_timeout: Option<Duration>,
 }
 
 impl From<&config::Tunnel> for Settings {
@@ -66,6 +76,8 @@ impl From<&config::Tunnel> for Settings {
             max_held: tunnel.max_held,
             max_connections: tunnel.max_connections,
             half_close_timeout: tunnel.half_close_timeout,
+            client_buffer: tunnel.client_buffer,
+            stalled_client_timeout: tunnel.stalled_client_timeout,
         }
     }
 }
@@ -84,6 +96,7 @@ pub struct Proxy {
     deadline: CancellationToken,
     tasks: TaskTracker,
     refusals: Thin,
+    teller: Teller,
 }
 
 impl Proxy {
@@ -95,8 +108,10 @@ impl Proxy {
         settings: watch::Receiver<Settings>,
         stats: Arc<Stats>,
     ) -> Arc<Self> {
+        let tunnel = tunnel.into();
         Arc::new(Self {
-            tunnel: tunnel.into(),
+            teller: Teller::new(tunnel.clone()),
+            tunnel,
             routes,
             settings,
             stats,
@@ -188,7 +203,8 @@ impl Proxy {
             if std::mem::take(&mut first) {
                 self.stats.count(|counts| counts.connected += 1);
             }
-            match pump::run(&client, &link, &mut carried, &self.settings, &self.stats, &self.deadline).await {
+            let (settings, stats, teller) = (&self.settings, &self.stats, &self.teller);
+            match pump::run(&client, &link, &mut carried, settings, stats, teller, &self.deadline).await {
                 End::Moved => self.stats.count(|counts| counts.moved += 1),
                 end => break (end, link),
             }
@@ -197,6 +213,11 @@ impl Proxy {
         let link = (end == End::PluginClosed).then_some(link);
         match end {
             End::ClientGone | End::Moved => self.stats.count(|counts| counts.completed += 1),
+            End::Stalled(waited, waiting) => {
+                self.stats.count(|counts| counts.stalled_closed += 1);
+                self.teller.closed(&client.peer(), waited, waiting);
+                client.abort();
+            }
             End::Stopped => self.stats.count(|counts| counts.cut += 1),
             End::Finished | End::Cut => {
                 self.stats.count(|counts| match end {

@@ -6,6 +6,7 @@
 //! pumping ───┼── plugin closed ─ anything carried, or session not over within 250 ms ──► Finished, else Moved
 //!            ├── client's FIN ── pumping goes on; silent for half_close_timeout ──► Finished
 //!            ├── client's reset ──► ClientGone
+//!            ├── client takes nothing for stalled_client_timeout ──► Stalled
 //!            └── daemon's deadline ──► Stopped
 //! ```
 
@@ -24,13 +25,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
+use super::buffer::{Buffer, CHUNK};
 use super::client::Client;
 use super::route::{Link, Route};
+use super::stall::{Stall, Teller};
 use super::stats::Stats;
 use crate::gateway::ledger::Ledger;
-
-/// Bytes taken from a socket at once, and all that is kept of a direction whose receiver is slower than its sender.
-const CHUNK: usize = 16 * 1024;
 
 /// The plugin's connections break before the driver knows that the plugin has died: how long to wait for the news.
 pub(super) const NEWS: Duration = Duration::from_millis(250);
@@ -47,6 +47,8 @@ pub(super) enum End {
     PluginClosed,
     /// The client reset it.
     ClientGone,
+    /// The client has taken nothing for so long, while so many bytes waited for it.
+    Stalled(Duration, usize),
     /// Its session is over, and it has carried nothing yet: it may go on with another session.
     Moved,
     /// Its session is over.
@@ -59,6 +61,7 @@ pub(super) enum End {
 enum Turn {
     ClientFin,
     ClientReset,
+    ClientStalled,
     PluginClosed,
 }
 
@@ -70,10 +73,12 @@ pub(super) async fn run(
     carried: &mut Vec<u8>,
     settings: &watch::Receiver<Settings>,
     stats: &Stats,
+    teller: &Teller,
     deadline: &CancellationToken,
 ) -> End {
     let route = link.route();
-    let mut flow = Flow::new(client, link, carried, stats);
+    let stall = Stall::new(client, route, teller, settings, stats);
+    let mut flow = Flow::new(client, link, carried, stats, stall);
     let mut silence = Silence::begin(link, settings);
     loop {
         let turn = tokio::select! {
@@ -95,6 +100,7 @@ pub(super) async fn run(
                 silence = Silence::begin(link, settings);
             }
             Turn::ClientReset => return End::ClientGone,
+            Turn::ClientStalled => return End::Stalled(flow.stall.lasts(), flow.down.len()),
             Turn::PluginClosed => break,
         }
     }
@@ -159,7 +165,8 @@ struct Flow<'a> {
     stream: u32,
     stats: &'a Stats,
     up: Backlog,
-    down: Backlog,
+    down: Buffer,
+    stall: Stall<'a>,
     /// A byte has gone to the plugin or come from it.
     touched: bool,
     client_fin: bool,
@@ -173,7 +180,13 @@ struct Flow<'a> {
 }
 
 impl<'a> Flow<'a> {
-    fn new(client: &'a Client, link: &'a Link, carried: &mut Vec<u8>, stats: &'a Stats) -> Self {
+    fn new(
+        client: &'a Client,
+        link: &'a Link,
+        carried: &mut Vec<u8>,
+        stats: &'a Stats,
+        stall: Stall<'a>,
+    ) -> Self {
         let ledger = &*link.route().ledger;
         let mut up = Backlog::default();
         if !carried.is_empty() {
@@ -189,7 +202,8 @@ impl<'a> Flow<'a> {
             stream: link.stream,
             stats,
             up,
-            down: Backlog::default(),
+            down: Buffer::new(&stats.budget),
+            stall,
             touched: false,
             client_fin: false,
             plugin_deaf: false,
@@ -206,22 +220,38 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// From the plugin to the client. Ends when the plugin has closed and the client has got everything.
+    /// From the plugin to the client, ahead of it as far as there is room. Ends when the plugin has closed and the client
+    /// has got everything.
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
         loop {
-            if ready!(self.poll_flush_down(cx)).is_err() {
+            if let Poll::Ready(Err(_)) = self.poll_flush_down(cx) {
                 return Poll::Ready(Turn::ClientReset);
             }
             if self.plugin_closed {
-                return Poll::Ready(Turn::PluginClosed);
+                if self.down.is_empty() {
+                    return Poll::Ready(Turn::PluginClosed);
+                }
+                self.stall.flows();
+                return self.poll_stall(cx);
             }
-            let ready = ready!(self.plugin.poll_read_ready(cx));
+            let Poll::Ready(ready) = self.plugin.poll_read_ready(cx) else { return self.poll_stall(cx) };
+            let room = self.down.room(self.stall.limit());
+            if room == 0 {
+                // When the client takes something there is more room.
+                self.stall.is_full(self.down.len());
+                return self.poll_stall(cx);
+            }
             let mut chunk = [0; CHUNK];
-            let read = ready.and_then(|()| self.plugin.try_read(&mut chunk));
+            let read = ready.and_then(|()| self.plugin.try_read(chunk.get_mut(..room).unwrap_or_default()));
             if self.received(&chunk, read).is_err() {
                 return Poll::Ready(Turn::ClientReset);
             }
         }
+    }
+
+    /// How long the client may leave waiting what waits for it.
+    fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+        if self.down.is_empty() { Poll::Pending } else { self.stall.poll(cx).map(|()| Turn::ClientStalled) }
     }
 
     /// Like [`Self::poll_down`], but takes only what has arrived already. The socket is asked directly: that the
@@ -258,8 +288,12 @@ impl<'a> Flow<'a> {
                     self.route.has_answered();
                 }
                 self.stats.moved_down(bytes.len());
-                let written = written(self.client.try_write(bytes))?;
-                self.down.keep(bytes.get(written..).unwrap_or_default());
+                if self.down.is_empty() {
+                    let written = written(self.client.try_write(bytes))?;
+                    self.keep_down(bytes.get(written..).unwrap_or_default());
+                } else {
+                    self.down.push(bytes);
+                }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             // A reset comes after all data that was received before it: the kernel hands that out first.
@@ -271,11 +305,22 @@ impl<'a> Flow<'a> {
         Ok(())
     }
 
+    /// What the client would not take at once.
+    fn keep_down(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.down.push(bytes);
+            self.stall.moved(bytes.len());
+        }
+    }
+
     fn poll_flush_down(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some(bytes) = self.down.rest() {
             ready!(self.client.poll_write_ready(cx))?;
             let written = written(self.client.try_write(bytes))?;
-            self.down.advance(written);
+            if written > 0 {
+                self.down.advance(written);
+                self.stall.moved(self.down.len());
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -405,7 +450,7 @@ impl Silence {
         let held = route.ledger.held(link.stream);
         let busy = held != self.held
             || flow.up.rest().is_some()
-            || flow.down.rest().is_some()
+            || !flow.down.is_empty()
             || route.interrupted.load(Relaxed);
         self.held = held;
         self.since = if busy { now } else { self.since.max(flow.heard) };

@@ -64,7 +64,14 @@ impl Rig {
 }
 
 pub fn settings() -> Settings {
-    Settings { hold: PATIENCE, max_held: 512, max_connections: 1024, half_close_timeout: PATIENCE }
+    Settings {
+        hold: PATIENCE,
+        max_held: 512,
+        max_connections: 1024,
+        half_close_timeout: PATIENCE,
+        client_buffer: 4 << 20,
+        stalled_client_timeout: None,
+    }
 }
 
 pub fn route(generation: u64, address: SocketAddr) -> Arc<Route> {

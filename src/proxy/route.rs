@@ -38,7 +38,9 @@ pub struct Route {
     pub ended: CancellationToken,
     /// Connections open on it; the driver waits here for a draining session to become empty.
     pub open: watch::Sender<usize>,
-    /// Of these, connections whose client has shut down its sending side: most have gone for good, some still wait for
+    /// Of these, connections whose client does not read and has as much waiting for it as may: the session stalls.
+    pub stalled: watch::Sender<usize>,
+    /// Of the open ones, connections whose client has shut down its sending side: most have gone for good, some still wait for
     /// an answer.
     pub half_closed: AtomicUsize,
     /// Set by the driver while the data channel is down. A destination that cannot be heard is not silent: half-closed
@@ -62,6 +64,7 @@ impl Route {
             ledger,
             ended: CancellationToken::new(),
             open: watch::Sender::new(0),
+            stalled: watch::Sender::new(0),
             half_closed: AtomicUsize::new(0),
             interrupted: AtomicBool::new(false),
             doubted: AtomicBool::new(false),

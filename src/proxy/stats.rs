@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::buffer::Budget;
 use crate::control::protocol;
 use crate::telemetry::histogram::{HOLD, Histogram};
 
@@ -40,16 +41,24 @@ pub struct Counts {
     pub moved: u64,
     /// Connections cut in the middle, because their session or the daemon ended.
     pub cut: u64,
+    /// Clients for which there is no more room, because they take less than comes for them.
+    pub stalled: usize,
+    /// Clients closed because they took nothing for `stalled_client_timeout`.
+    pub stalled_closed: u64,
+    /// Memory in which bytes wait for clients that are slow to take them.
+    pub buffered: usize,
     /// Bytes from clients to plugins.
     pub bytes_up: u64,
     /// Bytes from plugins to clients.
     pub bytes_down: u64,
 }
 
-/// Keeps the numbers. The bytes are apart from the rest, so that moving them wakes nobody.
+/// Keeps the numbers. Those of bytes are apart from the rest, so that moving them wakes nobody.
 #[derive(Debug)]
 pub struct Stats {
     counts: watch::Sender<Counts>,
+    /// Memory for what waits for clients.
+    pub(super) budget: Arc<Budget>,
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
     hold: Histogram,
@@ -57,8 +66,8 @@ pub struct Stats {
 
 impl Default for Stats {
     fn default() -> Self {
-        let (bytes_up, bytes_down) = Default::default();
-        Self { counts: watch::Sender::default(), bytes_up, bytes_down, hold: Histogram::new(HOLD) }
+        let (counts, budget, bytes_up, bytes_down) = Default::default();
+        Self { counts, budget, bytes_up, bytes_down, hold: Histogram::new(HOLD) }
     }
 }
 
@@ -66,12 +75,13 @@ impl Stats {
     /// The numbers now.
     pub fn snapshot(&self) -> Counts {
         let mut counts = *self.counts.borrow();
+        counts.buffered = self.budget.used();
         counts.bytes_up = self.bytes_up.load(Relaxed);
         counts.bytes_down = self.bytes_down.load(Relaxed);
         counts
     }
 
-    /// The numbers as they change; `bytes_up` and `bytes_down` stay 0 in these.
+    /// The numbers as they change; `buffered`, `bytes_up` and `bytes_down` stay 0 in these.
     pub fn subscribe(&self) -> watch::Receiver<Counts> {
         self.counts.subscribe()
     }

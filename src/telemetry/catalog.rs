@@ -250,6 +250,23 @@ pub static ENTRIES: &[Entry] = &[
                Nothing has to be done.",
     },
     Entry {
+        event: "client_stalled",
+        id: "11a01b46c73149b7bd8a76750f72873e",
+        subject: "A client does not read",
+        text: "The client @AUTOSSM_CLIENT@ of tunnel @AUTOSSM_TUNNEL@ takes less than its destination sends; @AUTOSSM_WAITING@ bytes\n\
+               wait for it. The other connections of session @AUTOSSM_SESSION@ will soon stand still. At most one line\n\
+               a second tells of it.\n\n\
+               Find out why the client does not read. A larger client_buffer gives it more time.",
+    },
+    Entry {
+        event: "client_stalled_closed",
+        id: "b830018b048f4a7e85e82a5f60b298ff",
+        subject: "A client that did not read was closed",
+        text: "The client @AUTOSSM_CLIENT@ of tunnel @AUTOSSM_TUNNEL@ has taken nothing for stalled_client_timeout, while\n\
+               @AUTOSSM_WAITING@ bytes waited for it. It was reset, for the sake of the others.\n\n\
+               Find out why the client did not read.",
+    },
+    Entry {
         event: "ended",
         id: "ee45ebce0fb5475ba0b5baf00dbeb7cd",
         subject: "A session has ended as intended",

@@ -23,6 +23,7 @@ mod misuse;
 mod networks;
 mod observe;
 mod plugin;
+mod pools;
 mod probes;
 mod rotation;
 mod systemd;

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::proxy::rig::{PATIENCE, Rig, accept, eof, plugin, settings};
+use crate::proxy::route::Route;
 
 /// Bytes that tell their place, with line feeds and carriage returns among them.
 fn pattern(len: usize) -> Vec<u8> {
@@ -368,4 +369,117 @@ async fn in_turns_one_connection_writes_after_the_other() {
     assert!(early.is_err(), "not its turn");
     drop(sockets.pop());
     assert_eq!(exact(&mut sockets[0], 999).await, [b'a'; 999]);
+}
+
+/// Writes `bytes` as far as the other side takes them without being read, and then says so.
+async fn write_until_stuck(socket: &mut TcpStream, bytes: &[u8]) -> usize {
+    let mut written = 0;
+    while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
+        match timeout(Duration::from_millis(500), socket.writable()).await {
+            Ok(ready) => ready.unwrap(),
+            Err(_) => break,
+        }
+        match socket.try_write(rest) {
+            Ok(n) => written += n,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+    }
+    written
+}
+
+async fn stalled(route: &Route, wanted: usize) {
+    let mut stalled = route.stalled.subscribe();
+    timeout(PATIENCE, stalled.wait_for(|stalled| *stalled == wanted))
+        .await
+        .expect("never as wanted")
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_stalls_its_session_and_gets_everything_later() {
+    const LEN: usize = 64 << 20;
+    let rig = Rig::new(settings());
+    let (plugin, route) = plugin(1).await;
+    rig.publish(vec![route.clone()]);
+    let mut client = rig.client().await;
+    let mut socket = accept(&plugin).await;
+    let sent = pattern(LEN);
+    let written = write_until_stuck(&mut socket, &sent).await;
+    stalled(&route, 1).await;
+    let counts = rig.proxy.stats().snapshot();
+    assert_eq!(counts.stalled, 1);
+    assert!(counts.buffered > 3 << 20 && counts.buffered <= (4 << 20) + (128 << 10), "{}", counts.buffered);
+    assert!(written > 4 << 20 && written < LEN, "{written}");
+
+    let rest = tokio::spawn(async move {
+        socket.write_all(&sent[written..]).await.unwrap();
+        sent
+    });
+    let mut got = Vec::new();
+    timeout(PATIENCE, client.read_to_end(&mut got)).await.unwrap().unwrap();
+    assert!(got == rest.await.unwrap());
+    stalled(&route, 0).await;
+    let counts = rig.wait(|counts| counts.stalled == 0).await;
+    assert_eq!(counts.stalled_closed, 0);
+    assert_eq!(rig.proxy.stats().snapshot().buffered, 0);
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_reset_and_one_that_takes_little_is_not() {
+    const TIMEOUT: Duration = Duration::from_secs(3);
+    let limits = Settings { client_buffer: 64 << 10, stalled_client_timeout: Some(TIMEOUT), ..settings() };
+    let rig = Rig::new(limits);
+    let (plugin, route) = plugin(1).await;
+    rig.publish(vec![route.clone()]);
+    let mut deaf = rig.client().await;
+    let mut deaf_socket = accept(&plugin).await;
+    let mut slow = rig.client().await;
+    let mut slow_socket = accept(&plugin).await;
+    let answer = pattern(64 << 20);
+    write_until_stuck(&mut deaf_socket, &answer).await;
+    write_until_stuck(&mut slow_socket, &answer).await;
+    // A socket tells of room when a good part of it is free: a client that takes less than that takes nothing.
+    let mut piece = vec![0; 2 << 20];
+    let slowly = async {
+        loop {
+            slow.read_exact(&mut piece).await.unwrap();
+            tokio::time::sleep(TIMEOUT / 3).await;
+        }
+    };
+    let feed = async {
+        loop {
+            write_until_stuck(&mut slow_socket, &answer).await;
+        }
+    };
+    let closed = async {
+        rig.wait(|counts| counts.stalled_closed == 1).await;
+        tokio::time::sleep(TIMEOUT).await;
+    };
+    tokio::select! {
+        () = slowly => {}
+        () = feed => {}
+        () = closed => {}
+    }
+    let mut rest = Vec::new();
+    let error = timeout(PATIENCE, deaf.read_to_end(&mut rest)).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "an answer that is cut must not look complete");
+    let counts = rig.proxy.stats().snapshot();
+    assert_eq!((counts.open, counts.stalled_closed), (1, 1));
+}
+
+#[tokio::test]
+async fn what_waits_for_a_client_outlives_its_destination() {
+    let limits = Settings { stalled_client_timeout: Some(Duration::from_millis(700)), ..settings() };
+    let rig = Rig::new(limits);
+    let (plugin, route) = plugin(1).await;
+    rig.publish(vec![route.clone()]);
+    let mut client = rig.client().await;
+    let mut socket = accept(&plugin).await;
+    let sent = pattern(64 << 20);
+    let written = write_until_stuck(&mut socket, &sent).await;
+    stalled(&route, 1).await;
+    drop(socket);
+    let mut got = Vec::new();
+    timeout(PATIENCE, client.read_to_end(&mut got)).await.unwrap().unwrap();
+    assert!(got == sent[..written]);
 }

@@ -31,6 +31,8 @@ pub struct Destinations {
     pub endless: SocketAddr,
     /// Reads everything; the bytes are counted in `Status::sunk`.
     pub sink: SocketAddr,
+    /// Echoes, but to a client whose first 32 bytes are [`bulk_request`] it sends as much as that asks for, and closes.
+    pub bulk: SocketAddr,
     /// Accepts and does nothing: neither reads nor writes nor closes.
     pub deaf: SocketAddr,
 }
@@ -40,6 +42,14 @@ pub fn slow_answer() -> Vec<u8> {
     (0..SLOW_ANSWER).map(|at| (at % 251) as u8).collect()
 }
 
+/// Asks the bulk server for so many bytes.
+pub fn bulk_request(bytes: usize) -> [u8; 32] {
+    let mut request = [b' '; 32];
+    let text = format!("send {bytes}");
+    request[..text.len()].copy_from_slice(text.as_bytes());
+    request
+}
+
 pub(crate) async fn start(state: Arc<State>) -> std::io::Result<Destinations> {
     Ok(Destinations {
         echo: serve(echo).await?,
@@ -47,6 +57,7 @@ pub(crate) async fn start(state: Arc<State>) -> std::io::Result<Destinations> {
         banner: serve(banner).await?,
         endless: serve(endless).await?,
         sink: serve(move |tcp| sink(state.clone(), tcp)).await?,
+        bulk: serve(bulk).await?,
         deaf: serve(deaf).await?,
     })
 }
@@ -114,6 +125,23 @@ async fn sink(state: Arc<State>, mut tcp: TcpStream) -> std::io::Result<()> {
             read => state.count(|status| status.sunk += read as u64),
         }
     }
+}
+
+async fn bulk(mut tcp: TcpStream) -> std::io::Result<()> {
+    let mut first = [0; 32];
+    tcp.read_exact(&mut first).await?;
+    let wanted = first.strip_prefix(b"send ").and_then(|text| std::str::from_utf8(text).ok());
+    let Some(mut left) = wanted.and_then(|text| text.trim().parse::<usize>().ok()) else {
+        tcp.write_all(&first).await?;
+        return echo(tcp).await;
+    };
+    let piece: Vec<u8> = (0..64 * 1024).map(|at| at as u8).collect();
+    while left > 0 {
+        let length = left.min(piece.len());
+        tcp.write_all(&piece[..length]).await?;
+        left -= length;
+    }
+    tcp.shutdown().await
 }
 
 async fn deaf(tcp: TcpStream) -> std::io::Result<()> {
