@@ -28,7 +28,7 @@ const LONGEST_GRACE: Duration = Duration::from_secs(10);
 /// TerminateSession is tried this often before the session is left to the record.
 pub(super) const TERMINATE_ATTEMPTS: u32 = 4;
 /// Replaced sessions kept for their open connections without a time limit. Each costs a plugin of 20 MB; one more, and
-/// the oldest gets `drain`. With more sessions stalled than this, no other one is started because of that.
+/// the oldest gets `drain`. No more than this are started because others are stalled.
 pub(super) const SURPLUS: usize = 3;
 /// A session that has been under way for less than this is worth waiting for, where there is only a stalled one. It takes
 /// 1 to 3 s; clients wait for 30 s (`hold`).
@@ -178,8 +178,9 @@ impl Tunnel {
             Next::Waiting { until } => Some(until),
             _ => None,
         });
+        let any_stalled = self.sessions.iter().any(|session| session.stalled_since.is_some());
         let soon = self.slots.iter().filter_map(|slot| match slot.next {
-            Next::Building(generation) if self.stalled() > 0 => {
+            Next::Building(generation) if any_stalled => {
                 Some(self.session(generation).map(|session| session.began + SOON))
             }
             _ => None,
@@ -199,10 +200,15 @@ impl Tunnel {
         self.sessions.iter_mut().find(|session| session.generation == generation)
     }
 
-    /// How many sessions are stalled.
-    pub(super) fn stalled(&self) -> usize {
-        let stalled = |s: &&Session| s.phase != Phase::Ending && s.stalled_since.is_some();
-        self.sessions.iter().filter(stalled).count()
+    /// How many sessions there are, or are being built, only because others are stalled.
+    pub(super) fn replaced_for_stalls(&self) -> usize {
+        let is_stalled = |s: &Session| s.stalled_since.is_some();
+        let retired = |s: &&Session| matches!(s.phase, Phase::Retired { .. }) && is_stalled(s);
+        let building = |slot: &&Slot| {
+            matches!(slot.next, Next::Building(_))
+                && slot.serving.and_then(|g| self.session(g)).is_some_and(is_stalled)
+        };
+        self.sessions.iter().filter(retired).count() + self.slots.iter().filter(building).count()
     }
 
     fn session_event(
@@ -309,7 +315,7 @@ impl Tunnel {
                 if serves && session.stalled_since.is_none() {
                     session.stalled_since = Some(now);
                     let open = session.open;
-                    let replaceable = self.stalled() <= SURPLUS;
+                    let replaceable = self.replaced_for_stalls() < SURPLUS;
                     actions.push(Action::Report(Report::Stalled(generation, open, replaceable)));
                 }
             }

@@ -11,7 +11,7 @@
 //! | none | none | begins a successor at once, or when its [clock](backoff) says so |
 //! | Ready | none | serves |
 //! | Ready, data channel down | none | waits for the gateway to resume it; after `failover_after` begins a successor |
-//! | Ready, stalled by a client that does not read | none | begins a successor, if not more than three sessions are stalled |
+//! | Ready, stalled by a client that does not read | none | begins a successor, unless there are three already for that reason |
 //! | Ready, to be replaced (rotation, changed settings, destination to be resolved anew) | none | begins a successor |
 //! | Ready | Starting, Opening | goes on serving; if it had only been interrupted or stalled and is back, the successor is given up |
 //! | Ready | Ready | the successor serves, the other one is Retired |

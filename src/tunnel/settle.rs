@@ -200,8 +200,9 @@ impl Tunnel {
             serving.as_ref().and_then(|s| s.down_since).is_some_and(|since| since + failover_after <= now);
         let expired = serving.as_ref().and_then(|s| s.expired);
         let proven = serving.as_ref().and_then(|s| s.ready_at).is_some_and(|at| at + PROVEN <= now);
-        let stalled =
-            serving.as_ref().is_some_and(|s| s.stalled_since.is_some()) && self.stalled() <= SURPLUS;
+        let under_way = self.slots.get(index).is_some_and(|slot| matches!(slot.next, Next::Building(_)));
+        let stalled = serving.as_ref().is_some_and(|s| s.stalled_since.is_some())
+            && (under_way || self.replaced_for_stalls() < SURPLUS);
         let wants_next = wanted && (serving.is_none() || down || stalled || expired.is_some());
 
         let Some(slot) = self.slots.get_mut(index) else { return };

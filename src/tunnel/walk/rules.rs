@@ -668,6 +668,28 @@ fn the_rest_of_a_pool_takes_a_stalled_sessions_place() {
     assert_eq!(actions[0], Action::Route(vec![Generation(2), Generation(3)]));
 }
 
+/// What has been begun for one of them is not given up because the next one stalls too.
+#[test]
+fn a_whole_pool_that_stalls_has_three_more_sessions() {
+    let mut world = World::new(Settings { sessions: 5, ..settings() });
+    world.obliges(|w| w.tunnel.routes.len() == 5);
+    world.now += 10 * SECOND;
+    for generation in 1..=5 {
+        world.about(generation, SessionEvent::Connections(1));
+        let actions = world.about(generation, SessionEvent::Stalled);
+        assert_eq!(started(&actions), generation <= 3, "{actions:?}");
+    }
+    assert_eq!(world.tunnel.sessions.len(), 5 + SURPLUS);
+    assert!(world.tunnel.routes.is_empty(), "held for those that are soon there");
+    for generation in 6..=8 {
+        world.about(generation, SessionEvent::Started);
+        world.about(generation, SessionEvent::Opened);
+    }
+    assert_eq!(world.tunnel.routes, [6, 7, 8].map(Generation));
+    let actions = world.about(4, SessionEvent::Flows);
+    assert!(!started(&actions), "{actions:?}");
+}
+
 /// A client that never reads and is opened again and again stalls one session after the other.
 #[test]
 fn stalls_do_not_start_sessions_without_end() {
