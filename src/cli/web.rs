@@ -25,7 +25,7 @@ pub struct WebArgs {
     ///
     /// Whoever reaches it sees the names of tunnels, targets and destinations, but can change nothing. Keep it on
     /// loopback, or put a proxy that asks for a password in front.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
+    #[arg(long, value_name = "ADDRESS", env = "AUTOSSM_WEB_LISTEN", default_value = "127.0.0.1:9464")]
     pub listen: SocketAddr,
 
     /// Where the tunnels' control sockets are [default: /run/autossm, and $XDG_RUNTIME_DIR/autossm]
@@ -36,7 +36,7 @@ pub struct WebArgs {
     ///
     /// Names that are not known are refused, so that no web site can read the page through a visitor's browser. Known
     /// are all addresses, localhost and this host's name.
-    #[arg(long = "host", value_name = "NAME")]
+    #[arg(long = "host", value_name = "NAME", env = "AUTOSSM_WEB_HOST", value_delimiter = ',')]
     pub hosts: Vec<String>,
 
     /// How log lines look

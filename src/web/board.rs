@@ -184,14 +184,21 @@ impl Board {
     }
 
     /// A tunnel has answered.
-    pub fn status(&self, name: &str, status: Status, round: u64) {
+    pub fn status(&self, name: &str, mut status: Status, round: u64) {
         let mut inner = self.inner();
         let tunnel = inner.tunnels.entry(name.to_owned()).or_default();
         tunnel.round = tunnel.round.max(round);
         let state = |status: &Status| (status.state, status.since);
         let turned = tunnel.lost.is_some() || tunnel.status.as_deref().map(state) != Some(state(&status));
         tunnel.timeline_changed |= turned;
-        tunnel.status_changed = true;
+        if let Some(last) = tunnel.status.as_deref().filter(|_| !turned) {
+            // That time has passed is no change.
+            let now = std::mem::replace(&mut status.now, last.now);
+            tunnel.status_changed |= status != *last;
+            status.now = now;
+        } else {
+            tunnel.status_changed = true;
+        }
         tunnel.lost = None;
         tunnel.status = Some(Arc::new(status));
         drop(inner);

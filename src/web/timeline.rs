@@ -14,6 +14,8 @@ use crate::control::time::Timestamp;
 
 /// How far back it goes.
 pub const LENGTH: Duration = Duration::from_secs(24 * 3600);
+/// What `failover_after` is, where nobody has changed it: until then nothing is done but to resume.
+const CALM: Duration = Duration::from_secs(5);
 /// More than these cannot be told from one another on a screen, and a tunnel that flaps has thousands: spans that are
 /// shorter than [`GRAIN`] are put together then, and only the latest marks are kept.
 const MOST: usize = 400;
@@ -126,7 +128,29 @@ pub fn draw<'a>(
     if let Some(present) = present {
         drawing.end_with(present);
     }
-    Timeline { spans: fewer(drawing.spans), marks: latest(drawing.marks) }
+    Timeline { spans: fewer(calmed(drawing.spans)), marks: latest(drawing.marks) }
+}
+
+/// Interruptions that were over within [`CALM`] are told by their marks alone: the service does it every hour, and nobody
+/// is to take that for an outage.
+fn calmed(spans: Vec<Span>) -> Vec<Span> {
+    let mut calm: Vec<Span> = Vec::new();
+    let mut spans = spans.into_iter().peekable();
+    while let Some(span) = spans.next() {
+        let short = spans.peek().is_some_and(|next| next.at.since(span.at) < CALM);
+        let before = calm.last().map(|last| last.kind);
+        let back = spans.peek().map(|next| next.kind);
+        if span.kind == Kind::Interrupted && short && before == back {
+            // What comes next goes on with what was before.
+            spans.next();
+        } else if span.kind == Kind::Interrupted && short && before == Some(Kind::Unknown) {
+            // A daemon that starts.
+            calm.extend(spans.next().map(|next| Span { at: span.at, ..next }));
+        } else {
+            calm.push(span);
+        }
+    }
+    calm
 }
 
 struct Drawing {
@@ -153,7 +177,7 @@ impl Drawing {
         let kind = match state {
             State::Up => Kind::Up,
             State::Degraded => Kind::Degraded,
-            State::Starting if matches!(self.kind(), Kind::Down | Kind::Unknown) => Kind::Down,
+            State::Starting if self.kind() == Kind::Down => Kind::Down,
             State::Interrupted | State::Starting | State::Draining => Kind::Interrupted,
             State::Stopping | State::Stopped | State::Waiting => Kind::Down,
             State::Unknown => Kind::Unknown,
@@ -335,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn an_hourly_close_is_a_mark_with_its_cause_and_length_and_a_span() {
+    fn an_hourly_close_is_a_mark_with_its_cause_and_length() {
         let session = Some("s-1".to_owned());
         let close = at(5);
         let open = close.after(Duration::from_millis(1240));
@@ -350,13 +374,27 @@ mod tests {
             turned(open, "interrupted", "up", 1240),
         ];
         let drawn = draw(&events, Some(&present(State::Up, open)), now());
-        let kinds: Vec<_> = drawn.spans.iter().map(|span| span.kind).collect();
-        assert_eq!(kinds, [Kind::Up, Kind::Interrupted, Kind::Up]);
+        assert_eq!(kinds(&drawn), [(Kind::Up, 24)], "an hourly close is no outage");
         let [mark] = &drawn.marks[..] else { panic!("{:?}", drawn.marks) };
         assert_eq!((mark.at, mark.lasted_ms, mark.sort), (close, 1240, Sort::Resumed));
         assert_eq!(mark.text, "Data channel closed (1000 Bye), open again after 1.2 s");
         assert_eq!(serde_json::to_value(mark).unwrap(), json!([close.millis(), 1240, "resumed", mark.text]));
         assert_eq!(serde_json::to_value(&drawn.spans[0]).unwrap(), json!([NOW - 24 * HOUR, "up", ""]));
+    }
+
+    #[test]
+    fn an_interruption_that_lasts_is_a_span() {
+        let long = Duration::from_secs(40);
+        let events = [
+            turned(at(5), "up", "interrupted", HOUR),
+            turned(at(5).after(long), "interrupted", "up", 40_000),
+        ];
+        let drawn = draw(&events, None, now());
+        let kinds: Vec<_> = drawn.spans.iter().map(|span| span.kind).collect();
+        assert_eq!(kinds, [Kind::Unknown, Kind::Up, Kind::Interrupted, Kind::Up]);
+        // One that has just begun is to be seen at once.
+        let begun = draw(&events[..1], Some(&present(State::Interrupted, at(5))), at(5).after(CALM / 5));
+        assert_eq!(begun.spans.last().unwrap().kind, Kind::Interrupted);
     }
 
     #[test]
@@ -383,9 +421,12 @@ mod tests {
             turned(at(6).after(Duration::from_secs(2)), "starting", "up", 2000),
         ];
         let drawn = draw(&orderly, None, now());
-        let kinds: Vec<_> = drawn.spans.iter().map(|span| (span.kind, span.text.as_str())).collect();
-        assert_eq!(kinds, [(Kind::Up, ""), (Kind::Down, "stopped"), (Kind::Up, "")]);
+        let told: Vec<_> = drawn.spans.iter().map(|span| (span.kind, span.text.as_str())).collect();
+        assert_eq!(told, [(Kind::Up, ""), (Kind::Down, "stopped"), (Kind::Up, "")]);
         assert_eq!(drawn.marks[0].sort, Sort::Changed);
+
+        let first = [event(at(6), "begun"), turned(at(6).after(CALM / 5), "starting", "up", 1000)];
+        assert_eq!(kinds(&draw(&first, None, now())), [(Kind::Unknown, 24), (Kind::Up, 6)]);
 
         let crash = [turned(at(9), "starting", "up", 1000), event(at(6), "begun")];
         assert_eq!(draw(&crash, None, now()).marks[0].sort, Sort::Lost);

@@ -8,6 +8,7 @@
     reason = "a test ends where something is wrong"
 )]
 
+mod browser;
 mod bytes;
 mod clients;
 mod control;
@@ -22,9 +23,14 @@ mod life;
 mod misuse;
 mod networks;
 mod observe;
+mod page;
 mod plugin;
 mod pools;
 mod probes;
 mod rotation;
+mod sample;
+mod site;
 mod systemd;
 mod targets;
+mod tools;
+mod web;

@@ -18,7 +18,10 @@ const STATES = {
   stopping: { word: "stopping", tone: "busy", rank: 7, group: "down" },
   unknown: { word: "not known", tone: "soft", rank: 8, group: "not known" },
   up: { word: "up", tone: "good", rank: 9, group: "up" },
+  resuming: { word: "resuming", tone: "soft", rank: 9, group: "up" },
 };
+/** The service closes each data channel every hour: until this is over that is nothing that needs attention. */
+const CALM = 5000;
 const GROUPS = ["down", "interrupted", "degraded", "draining", "not known", "up"];
 /** How high each kind of span stands in the timeline: what is wrong is told by more than its colour. */
 const SPANS = { up: [10, 20], degraded: [8, 22], interrupted: [6, 24], down: [1, 29], unknown: [14, 16] };
@@ -35,7 +38,7 @@ let skew = 0;
 let origin = 0;
 let only = null;
 let words = "";
-let announced = new Map();
+const announced = new Map();
 
 // Words for people
 
@@ -53,7 +56,7 @@ function span(ms) {
   const m = Math.floor(s / 60);
   if (m < 60) return m < 10 && s % 60 ? `${m} min ${s % 60} s` : `${m} min`;
   const h = Math.floor(m / 60);
-  if (h < 48) return m % 60 ? `${h} h ${m % 60} min` : `${h} h`;
+  if (h < 24) return m % 60 ? `${h} h ${m % 60} min` : `${h} h`;
   return h % 24 ? `${Math.floor(h / 24)} d ${h % 24} h` : `${h / 24} d`;
 }
 const lasted = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : ms < 60_000 ? `${(ms / 1000).toFixed(1)} s` : span(ms));
@@ -109,10 +112,15 @@ function newRow(name) {
   const detail = make("div", { class: "detail", id: `${id}-detail`, hidden: "" });
   const element = make("li", { class: "row", id }, head, why, detail);
   why.hidden = true;
-  const row = { name, element, state, button, label, line, sparks, why, detail, data: null, mark: null, opened: false };
+  const row = { name, element, state, button, label, line, sparks, why, detail, data: null, mark: null, opened: false, skipped: false, stale: false };
   head.addEventListener("click", (event) => {
     if (event.target.closest(".line") || (getSelection().type === "Range" && !event.target.closest("button"))) return;
     toggle(row);
+  });
+  // Rows that nobody sees are drawn when somebody does.
+  element.addEventListener("contentvisibilityautostatechange", (event) => {
+    row.skipped = event.skipped;
+    if (!event.skipped) { age(row); if (row.stale) { drawLine(row); drawSparks(row); } }
   });
   line.addEventListener("pointermove", (event) => pointAt(row, event));
   line.addEventListener("pointerdown", (event) => pointAt(row, event));
@@ -121,7 +129,11 @@ function newRow(name) {
 }
 
 /** Attempts and pauses take turns while no session can be had: that is one state for those who look at it. */
-const stateOf = ({ lost, status }) => (lost ? "gone" : status.state === "starting" && status.failure ? "waiting" : status.state);
+function stateOf({ lost, status }) {
+  if (lost) return "gone";
+  if (status.state === "starting" && status.failure) return "waiting";
+  return status.state === "interrupted" && now() - at(status.since) < CALM ? "resuming" : status.state;
+}
 const look = (row) => STATES[stateOf(row.data)] ?? STATES.unknown;
 const since = (row) => at(row.data.lost ?? row.data.status.since);
 
@@ -132,7 +144,7 @@ function fill(row) {
   set(row.element, "data-tone", shown.tone);
   set(row.element, "data-state", stateOf(row.data));
   say(row.state.children[1], shown.word);
-  say(row.label.children[1], way(status));
+  say(row.label.children[1], way(status).replace(/^(127\.0\.0\.1|\[::1\])(?=:)/, ""));
   set(row.label.children[1], "title", way(status));
   const { open = 0, held = 0 } = lost ? {} : status.connections;
   const number = row.sparks[0].children[1];
@@ -183,7 +195,7 @@ function reason({ data: { status, lost, why } }) {
   const failed = status.failure ? `${CLASSES[status.failure.class] ?? "Failed"}: ${dot(status.failure.text)}` : "";
   const down = (status.sessions ?? []).find((session) => session.interruption)?.interruption;
   switch (stateOf({ lost, status })) {
-    case "up": return ["", ""];
+    case "up": case "resuming": return ["", ""];
     case "degraded": {
       const there = status.destination;
       if (there?.state === "down") return [`The destination does not answer: ${dot(there.reason ?? "no reason given")}`, ` Since ${clock.format(at(there.since))}.`];
@@ -234,6 +246,7 @@ function drawLine(row) {
   slide(row);
 }
 function slide(row) {
+  row.stale = false;
   set(row.line, "viewBox", `${seconds(now() - DAY)} 0 ${(DAY + MARGIN) / 1000} 30`);
 }
 
@@ -389,6 +402,8 @@ function place(row) {
   const { rank } = look(row);
   const list = (rank < STATES.up.rank ? $("broken") : $("fine")).querySelector("ul");
   const key = `${rank} ${row.name}`;
+  // What is hidden cannot keep the focus.
+  list.parentNode.hidden = false;
   if (row.key === key && row.element.parentNode === list) return;
   row.key = key;
   const after = [...list.children].find((other) => other !== row.element && rows.get(other.dataset.name).key > key) ?? null;
@@ -408,7 +423,9 @@ let due = false;
 function soon() {
   if (due) return;
   due = true;
-  requestAnimationFrame(() => { due = false; summarize(); });
+  const perform = () => { due = false; summarize(); };
+  if (document.hidden) perform();
+  else requestAnimationFrame(perform);
 }
 function summarize() {
   const all = [...rows.values()];
@@ -435,9 +452,9 @@ function summarize() {
   say($("headline"), headline);
   set($("headline"), "data-tone", down ? "bad" : soft ? "soft" : "good");
   const parts = GROUPS.filter((group) => groups.get(group)).map((group) => `${count(groups.get(group))} ${group}`);
-  const longest = worst.map((row) => since(row)).filter(Boolean);
+  const longest = worst.filter((row) => !down || look(row).group === "down").map((row) => since(row)).filter(Boolean);
   say($("subline"), !all.length ? "" : !worst.length ? calm(all)
-    : `${all.length > 1 ? `${parts.join(", ")}. ` : ""}${worst.length > 1 ? "The longest" : "Like this"} since ${stamp(Math.min(...longest))}.`);
+    : `${all.length > 1 ? `${parts.join(", ")}. ` : ""}${longest.length > 1 ? "The longest since" : "Since"} ${stamp(Math.min(...longest))}.`);
   document.title = all.length && up < all.length ? `${headline} · autossm` : "autossm";
   const colour = down ? "d8392c" : soft ? "e5a52c" : "2f8d65";
   set($("icon"), "href", `data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24' fill='none' stroke='%23${colour}' stroke-width='3.4' stroke-linecap='round'><path d='M3 21v-8a9 9 0 0 1 18 0v8M9 21v-8a3 3 0 0 1 6 0v8'/></svg>`);
@@ -446,7 +463,7 @@ function summarize() {
   $("held").classList.toggle("warn", held > 0);
   say($("rate"), `${bytes(rate)}/s`);
   say($("resumes"), count(resumes));
-  for (const id of ["figures", "axis"]) $(id).hidden = !all.length;
+  for (const id of ["figures", "axis", "keys", "legend"]) $(id).hidden = !all.length;
   $("tools").hidden = all.length < 2;
   chips(groups, all.length);
   for (const id of ["broken", "fine"]) {
@@ -518,22 +535,47 @@ function take(data) {
   }
   Object.assign(row.data, data);
   if (data.status || "lost" in data) fill(row);
-  if (data.timeline) drawLine(row);
-  if (data.samples) drawSparks(row);
+  if (row.skipped && !fresh) row.stale = true;
+  else {
+    if (data.timeline) drawLine(row);
+    if (data.samples) drawSparks(row);
+  }
   place(row);
   fillDetail(row);
   if (row.opened && data.timeline) loadEvents(row);
-  const { word, tone } = look(row);
-  if (!fresh && announced.get(data.name) !== word) {
+  const { word, rank } = look(row);
+  const before = announced.get(data.name);
+  if (!fresh && before.word !== word && Math.min(rank, before.rank) < STATES.up.rank) {
     announce(`${data.name} is ${word}. ${reason(row)[0]}`);
     row.element.classList.remove("news");
     void row.element.offsetWidth;
     row.element.classList.add("news");
   }
-  announced.set(data.name, word);
+  announced.set(data.name, { word, rank });
   soon();
 }
+/** What has come and is not shown yet. Hundreds may change at once: each frame takes what it has time for. */
+const waiting = new Map();
+function later(tunnels) {
+  const first = waiting.size === 0;
+  for (const data of tunnels) waiting.set(data.name, { ...waiting.get(data.name), ...data });
+  if (first) requestAnimationFrame(work);
+  // Pages in the background get no frames; their title is looked at all the same.
+  if (document.hidden) work();
+}
+function work() {
+  const until = performance.now() + 5;
+  // Whose state is another one goes first.
+  const turned = [...waiting.values()].filter((data) => data.status && stateOf({ lost: null, ...data }) !== rows.get(data.name)?.element.dataset.state);
+  for (const data of [...turned, ...waiting.values()]) {
+    if (!waiting.delete(data.name)) continue;
+    take(data);
+    if (performance.now() > until && !document.hidden) break;
+  }
+  if (waiting.size) requestAnimationFrame(work);
+}
 function drop(name) {
+  waiting.delete(name);
   rows.get(name)?.element.remove();
   rows.delete(name);
   announced.delete(name);
@@ -549,6 +591,7 @@ function listen() {
     origin = now() - DAY;
     say($("host"), board.host);
     say($("version"), `autossm ${board.version}`);
+    waiting.clear();
     const there = new Set(board.tunnels.map((tunnel) => tunnel.name));
     for (const name of [...rows.keys()]) if (!there.has(name)) drop(name);
     for (const tunnel of board.tunnels) take(tunnel);
@@ -557,7 +600,7 @@ function listen() {
     const wanted = rows.get(decodeURIComponent(location.hash.slice(1)));
     if (wanted && !wanted.opened) { toggle(wanted, true); wanted.element.scrollIntoView({ block: "center" }); }
   });
-  on("tunnels", (tunnels) => tunnels.forEach(take));
+  on("tunnels", (tunnels) => later(tunnels));
   on("removed", ({ name }) => drop(name));
   on("samples", (samples) => {
     for (const [name, [open, rate]] of Object.entries(samples)) {
@@ -568,7 +611,8 @@ function listen() {
         values.push(value);
         if (values.length > boardInfo.samples) values.shift();
       }
-      drawSparks(row);
+      if (row.skipped) row.stale = true;
+      else drawSparks(row);
     }
     soon();
   });
@@ -595,15 +639,18 @@ function lost() {
 setInterval(() => {
   if (last && Date.now() - last > 12_000) lost();
   if (document.hidden || document.body.classList.contains("lost")) return;
-  for (const row of rows.values()) age(row);
+  for (const row of rows.values()) {
+    if (stateOf(row.data) !== row.element.dataset.state) take({ name: row.name, status: row.data.status });
+    else if (!row.skipped) age(row);
+  }
 }, 1000);
 setInterval(() => {
   if (document.hidden) return;
-  for (const row of rows.values()) { slide(row); fillDetail(row); }
+  for (const row of rows.values()) { if (!row.skipped) slide(row); else row.stale = true; fillDetail(row); }
   axis();
   soon();
 }, 60_000);
-document.addEventListener("visibilitychange", () => { if (!document.hidden) { for (const row of rows.values()) slide(row); axis(); } });
+document.addEventListener("visibilitychange", () => { if (!document.hidden) { for (const row of rows.values()) slide(row); axis(); soon(); } });
 
 $("filter").addEventListener("input", (event) => { words = event.target.value.trim().toLowerCase(); soon(); });
 addEventListener("scroll", untip, { passive: true });

@@ -1,0 +1,600 @@
+//! What `autossm web` tells those who ask: Prometheus, load balancers, programs.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use autossm::control::protocol::{Credentials, State};
+use autossm::control::time::Timestamp;
+use autossm_lab::Lab;
+use autossm_lab::fault::Fault;
+use autossm_lab::load::Load;
+use autossm_lab::options::Options;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::daemon::{Daemon, PATIENCE};
+use crate::sample::{Sample, ago, down, event, quiet_day, up};
+use crate::site::Web;
+use crate::tools::{Tool, program};
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0";
+
+fn packaging(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(file)
+}
+
+/// Runs promtool on files, or on a text; what it says where it does not like it.
+async fn promtool(arguments: &[&str], input: &str) {
+    let Some(program) = program(Tool::Promtool) else { return };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .current_dir(packaging("prometheus"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).await.unwrap();
+    let done = child.wait_with_output().await.unwrap();
+    let said = [done.stdout, done.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(done.status.success(), "promtool {arguments:?}: {said}");
+}
+
+/// The value of one series.
+fn series(text: &str, name: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_follow_what_happens_to_a_tunnel() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let daemon = Daemon::echo(&lab, "keepalive = \"2s\"").await;
+    let web = Web::start(&daemon.folder.path().join("run")).await;
+    web.knows(1).await;
+    let load = Load::start(daemon.address, 20);
+    lab.close_all(1000, "Bye");
+    daemon.event("resumed").await;
+    load.finish().await;
+    // A client that has gone counts when the proxy has waited for what might still come for it.
+    let completed = r#"autossm_connections_total{tunnel="echo",outcome="completed"}"#;
+    let began = Instant::now();
+    while series(&web.get("/metrics").await.body, completed).is_none_or(|count| count < 1.0) {
+        assert!(began.elapsed() < PATIENCE, "no connection is over");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+
+    let text = web.get_as("/metrics", "text/plain").await;
+    assert!(text.head.contains("content-type: text/plain; version=0.0.4"), "{}", text.head);
+    promtool(&["check", "metrics"], &text.body).await;
+    let text = text.body;
+    for (name, wanted) in [
+        (r#"autossm_tunnel_up{tunnel="echo"}"#, 1.0),
+        (r#"autossm_tunnel_reachable{tunnel="echo"}"#, 1.0),
+        (r#"autossm_sessions{tunnel="echo",state="ready"}"#, 1.0),
+        (r#"autossm_session_starts_total{tunnel="echo",outcome="ok"}"#, 1.0),
+        (r#"autossm_session_ends_total{tunnel="echo",reason="service"}"#, 0.0),
+        (r#"autossm_stream_closes_total{tunnel="echo",code="1000"}"#, 1.0),
+        (r#"autossm_resumes_total{tunnel="echo",outcome="ok"}"#, 1.0),
+        (r#"autossm_resume_seconds_count{tunnel="echo"}"#, 1.0),
+        (r#"autossm_plugin_restarts_total{tunnel="echo",reason="killed"}"#, 0.0),
+    ] {
+        assert_eq!(series(&text, name), Some(wanted), "{name}\n{text}");
+    }
+    for name in [
+        completed,
+        r#"autossm_bytes_total{tunnel="echo",direction="up"}"#,
+        r#"autossm_bytes_total{tunnel="echo",direction="down"}"#,
+        r#"autossm_session_age_seconds{tunnel="echo"}"#,
+    ] {
+        assert!(series(&text, name).is_some_and(|value| value > 0.0), "{name}\n{text}");
+    }
+
+    // Once the load has gone the agent is asked by keep-alives.
+    let began = Instant::now();
+    while series(&web.get("/metrics").await.body, r#"autossm_agent_rtt_seconds{tunnel="echo"}"#).is_none() {
+        assert!(began.elapsed() < PATIENCE, "no round trip");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+
+    let ready = web.get("/readyz/echo").await;
+    assert_eq!((ready.status, ready.json()["state"].as_str()), (200, Some("up")));
+    lab.set(Fault::Refuse);
+    lab.abort_all();
+    let began = Instant::now();
+    let down = loop {
+        let answer = web.get("/readyz/echo").await;
+        if answer.status == 503 {
+            break answer.json();
+        }
+        assert!(began.elapsed() < PATIENCE);
+    };
+    assert_eq!(down["ready"], false);
+    assert_eq!(series(&web.get("/metrics").await.body, r#"autossm_tunnel_up{tunnel="echo"}"#), Some(0.0));
+    lab.clear_all();
+    daemon.event_times("resumed", 2).await;
+    assert_eq!(web.get("/readyz/echo").await.status, 200);
+
+    // What was stopped by its operator goes; nothing is said of it any more.
+    daemon.stop(&lab).await;
+    let began = Instant::now();
+    while web.get("/readyz/echo").await.status != 404 {
+        assert!(began.elapsed() < PATIENCE, "{:?}", web.get("/readyz/echo").await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(!web.get("/metrics").await.body.contains("tunnel="));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_was_killed_is_told_and_one_that_hangs_too() {
+    let mut sample = Sample::of(3);
+    let web = Web::start(sample.path()).await;
+    web.knows(3).await;
+    sample.kill("tunnel-001");
+    let began = Instant::now();
+    let text = loop {
+        let text = web.get("/metrics").await.body;
+        if series(&text, r#"autossm_tunnel_reachable{tunnel="tunnel-001"}"#) == Some(0.0) {
+            break text;
+        }
+        assert!(began.elapsed() < PATIENCE, "{text}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    // A restart takes up to 5 s, and is no news.
+    assert!(began.elapsed() > Duration::from_secs(4), "told after {:?}", began.elapsed());
+    assert_eq!(series(&text, r#"autossm_tunnel_up{tunnel="tunnel-001"}"#), Some(0.0));
+    assert_eq!(series(&text, r#"autossm_connections_open{tunnel="tunnel-001"}"#), None);
+    assert_eq!(series(&text, r#"autossm_tunnel_up{tunnel="tunnel-002"}"#), Some(1.0));
+    let answer = web.get("/readyz/tunnel-001").await;
+    assert_eq!((answer.status, answer.json()["state"].as_str()), (503, Some("unreachable")));
+    // Back, as if started again.
+    sample.add(up("tunnel-001", 1), &quiet_day("tunnel-001", 1));
+    let began = Instant::now();
+    while web.get("/readyz/tunnel-001").await.status != 200 {
+        assert!(began.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn paths_and_methods_and_names_are_looked_at() {
+    let sample = Sample::of(2);
+    let web = Web::start(sample.path()).await;
+    web.knows(2).await;
+    let ask = async |head: &str| web.ask(&format!("{head}\r\nConnection: close\r\n\r\n")).await;
+
+    for (path, status) in [
+        ("/", 200),
+        ("/livez", 200),
+        ("/readyz", 200),
+        ("/readyz/tunnel-000", 200),
+        ("/readyz/nobody", 404),
+        ("/api/events?tunnel=nobody", 404),
+        ("/api/events?last=x", 400),
+        ("/api/events?lst=3", 400),
+        ("/nothing", 404),
+        ("/../etc/passwd", 404),
+        ("/page.js.map", 404),
+    ] {
+        assert_eq!(web.get(path).await.status, status, "{path}");
+    }
+    // A site whose name suddenly leads here.
+    let rebound = ask("GET /api/tunnels HTTP/1.1\r\nHost: evil.example:9464").await;
+    assert_eq!(rebound.status, 421);
+    assert!(!rebound.body.contains("tunnel-000") && rebound.body.contains("--host"), "{}", rebound.body);
+    assert_eq!(ask("GET /livez HTTP/1.0").await.status, 200, "a load balancer need not name a host");
+    for method in ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"] {
+        let refused =
+            ask(&format!("{method} /api/tunnels HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0")).await;
+        assert_eq!(refused.status, 405, "{method}");
+        assert!(refused.head.contains("allow: get, head"), "{}", refused.head);
+    }
+    for path in ["/", "/metrics", "/api/live", "/api/events"] {
+        let head =
+            ask(&format!("HEAD {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream")).await;
+        assert_eq!((head.status, head.body.as_str()), (200, ""), "{path}");
+    }
+    let page = web.get("/").await;
+    assert!(
+        page.head.contains("content-security-policy: default-src 'none'; script-src 'self'"),
+        "{}",
+        page.head
+    );
+    assert!(!page.head.contains("unsafe-") && page.head.contains("x-content-type-options: nosniff"));
+
+    let events = web.get("/api/events?tunnel=tunnel-001&last=5").await.json();
+    let events = events["events"].as_array().unwrap();
+    assert_eq!(events.len(), 5);
+    assert!(events.iter().all(|event| event["tunnel"] == "tunnel-001"), "{events:?}");
+    let tunnels = web.get("/api/tunnels").await.json();
+    assert_eq!(tunnels["tunnels"][1]["status"]["name"], "tunnel-001");
+    assert_eq!(tunnels["tunnels"][1]["reachable"], true);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_who_come_slowly_or_in_masses_shut_nobody_out() {
+    let sample = Sample::of(1);
+    let web = Web::start(sample.path()).await;
+    web.knows(1).await;
+    // More than there is room for, each with a head that never ends; then nothing but their 15 s lets others in.
+    let mut slow = Vec::new();
+    for _ in 0..300 {
+        slow.push(web.open("GET / HTTP/1.1\r\nHost: localhost\r\n").await);
+    }
+    let began = Instant::now();
+    assert_eq!(timeout(PATIENCE, web.get("/livez")).await.expect("an answer").status, 200);
+    assert!(began.elapsed() < Duration::from_secs(32), "{:?}", began.elapsed());
+    drop(slow);
+    // A head that is too large ends its connection, and only that.
+    let huge = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(100_000));
+    let mut stream = web.open(&huge[..60_000]).await;
+    let mut answer = Vec::new();
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("its end");
+    assert!(!answer.starts_with(b"HTTP/1.1 200"));
+
+    let stream = "GET /api/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut streams = Vec::new();
+    for _ in 0..128 {
+        let mut stream = BufReader::new(web.open(stream).await);
+        let mut first = String::new();
+        stream.read_line(&mut first).await.unwrap();
+        assert!(first.contains("200"), "{first}");
+        streams.push(stream);
+    }
+    let refused = web.get("/api/live").await;
+    assert_eq!(refused.status, 503, "{}", refused.body);
+    assert_eq!(web.get("/metrics").await.status, 200, "Prometheus has its place");
+    drop(streams);
+    let began = Instant::now();
+    while web.ask("HEAD /api/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.status
+        != 200
+    {
+        assert!(began.elapsed() < PATIENCE, "places are not given back");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The next event of a stream: its id and data.
+async fn next_event(stream: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> (String, Value) {
+    let mut id = String::new();
+    loop {
+        let mut line = String::new();
+        let read = timeout(PATIENCE, stream.read_line(&mut line)).await.expect("an event").unwrap();
+        assert!(read > 0, "the stream has ended");
+        if let Some(text) = line.strip_prefix("id: ") {
+            text.trim().clone_into(&mut id);
+        } else if let Some(data) = line.strip_prefix("data: ") {
+            return (id, serde_json::from_str(data).unwrap());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_of_events_goes_on_where_it_was_cut() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let daemon = Daemon::echo(&lab, "").await;
+    let run = daemon.folder.path().join("run");
+    let web = Web::start(&run).await;
+    web.knows(1).await;
+    let follow = async |web: &Web, id: &str| {
+        let request = format!(
+            "GET /api/events?tunnel=echo HTTP/1.0\r\nAccept: text/event-stream\r\nLast-Event-ID: {id}\r\n\r\n"
+        );
+        BufReader::new(web.open(&request).await)
+    };
+    let until = async |stream: &mut _, wanted: &str| loop {
+        let (id, event) = next_event(stream).await;
+        if event["event"] == wanted {
+            return (id, event["seq"].as_u64().unwrap());
+        }
+    };
+    let mut stream = follow(&web, "").await;
+    lab.close_all(1000, "Bye");
+    let (id, seq) = until(&mut stream, "interrupted").await;
+    drop(stream);
+    // Nobody listens while this happens.
+    daemon.event("resumed").await;
+    let mut stream = follow(&web, &id).await;
+    let (again, event) = next_event(&mut stream).await;
+    assert_eq!(event["seq"], seq + 1, "{again}: {event}");
+    let (id, seq) = until(&mut stream, "resumed").await;
+    drop(stream);
+
+    // Another process of autossm web, which counts anew, knows the moment.
+    drop(web);
+    let web = Web::start(&run).await;
+    lab.close_all(1000, "Bye");
+    daemon.event_times("resumed", 2).await;
+    let mut stream = follow(&web, &id).await;
+    let mut seen = Vec::new();
+    while seen.iter().max() != Some(&(seq + 4)) {
+        seen.push(next_event(&mut stream).await.1["seq"].as_u64().unwrap());
+    }
+    assert!(((seq + 1)..=(seq + 4)).all(|seq| seen.contains(&seq)), "{seq}: {seen:?}");
+    drop(stream);
+    daemon.stop(&lab).await;
+}
+
+#[tokio::test]
+async fn the_rules_are_right_and_fire_when_they_should() {
+    promtool(&["check", "rules", "autossm.rules.yml"], "").await;
+    promtool(&["test", "rules", "autossm.rules.test.yml"], "").await;
+    let rules = std::fs::read_to_string(packaging("prometheus/autossm.rules.yml")).unwrap();
+    let tests = std::fs::read_to_string(packaging("prometheus/autossm.rules.test.yml")).unwrap();
+    for alert in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        // It fires in one of them: an alert that is only expected to be silent has no expectations.
+        let fires = tests.match_indices(&format!("alertname: {alert}\n")).any(|(at, found)| {
+            tests[at + found.len()..].lines().next().is_some_and(|next| next.trim() == "exp_alerts:")
+        });
+        assert!(fires, "{alert} has no test in which it fires");
+    }
+    for what in ["summary:", "description:", "runbook:"] {
+        assert_eq!(rules.matches(what).count(), rules.matches("- alert:").count(), "{what}");
+    }
+}
+
+/// Every query of a dashboard, with what Grafana would put in for its variables.
+fn queries(dashboard: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    match dashboard {
+        Value::Object(map) => {
+            for (key, value) in map {
+                match value {
+                    Value::String(query) if key == "expr" => found.push(query.clone()),
+                    other => found.extend(queries(other)),
+                }
+            }
+        }
+        Value::Array(all) => found.extend(all.iter().flat_map(queries)),
+        _ => {}
+    }
+    let variables = [("$__rate_interval", "5m"), ("$job", "autossm"), ("$instance", ".*"), ("$tunnel", ".*")];
+    found
+        .into_iter()
+        .map(|query| variables.iter().fold(query, |query, (name, value)| query.replace(name, value)))
+        .collect()
+}
+
+#[tokio::test]
+async fn the_dashboard_holds_together_and_asks_for_what_there_is() {
+    let text = std::fs::read_to_string(packaging("grafana/autossm.json")).unwrap();
+    let dashboard: Value = serde_json::from_str(&text).unwrap();
+    // What Grafana's importer wants of a dashboard of the classic schema.
+    for (key, is) in [
+        ("title", dashboard["title"].is_string()),
+        ("uid", dashboard["uid"].as_str().is_some_and(|uid| uid.len() <= 40)),
+        ("schemaVersion", dashboard["schemaVersion"].as_u64().is_some_and(|version| version >= 36)),
+        ("templating", dashboard["templating"]["list"].is_array()),
+        ("annotations", dashboard["annotations"]["list"].is_array()),
+        ("time", dashboard["time"]["from"].is_string() && dashboard["time"]["to"].is_string()),
+        ("id", dashboard["id"].is_null()),
+    ] {
+        assert!(is, "{key}");
+    }
+    let panels = dashboard["panels"].as_array().unwrap();
+    let mut ids: Vec<_> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
+    ids.dedup();
+    assert_eq!(ids.len(), panels.len(), "each panel has a number of its own");
+    let mut taken = std::collections::HashSet::new();
+    for panel in panels {
+        let place = |key: &str| panel["gridPos"][key].as_u64().unwrap();
+        assert!(place("x") + place("w") <= 24, "{}", panel["title"]);
+        for x in place("x")..place("x") + place("w") {
+            for y in place("y")..place("y") + place("h") {
+                assert!(taken.insert((x, y)), "{} lies over another panel", panel["title"]);
+            }
+        }
+        let kinds = ["row", "stat", "timeseries", "state-timeline"];
+        assert!(kinds.contains(&panel["type"].as_str().unwrap()), "{}", panel["type"]);
+        if panel["type"] != "row" {
+            assert_eq!(panel["datasource"]["uid"], "${datasource}");
+            assert!(panel["fieldConfig"]["defaults"].is_object() && panel["options"].is_object());
+            let targets = panel["targets"].as_array().unwrap();
+            assert!(!targets.is_empty() && targets.iter().all(|one| one["refId"].is_string()));
+        }
+    }
+    let queries = queries(&dashboard);
+    assert!(queries.len() > 20);
+    assert!(queries.iter().all(|query| !query.contains('$')), "{queries:?}");
+
+    // They are right, and of metrics that there are.
+    let rules: Vec<_> = queries
+        .iter()
+        .enumerate()
+        .map(|(n, query)| serde_json::json!({ "record": format!("query_{n}"), "expr": query }))
+        .collect();
+    let file = tempfile::NamedTempFile::with_suffix(".yml").unwrap();
+    // JSON is YAML.
+    let rules = serde_json::json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
+    std::fs::write(file.path(), rules.to_string()).unwrap();
+    promtool(&["check", "rules", file.path().to_str().unwrap()], "").await;
+
+    let mut sample = Sample::of(1);
+    sample.change("tunnel-000", |status| {
+        let expires = Some(Timestamp::now().after(Duration::from_secs(600)));
+        status.credentials = Some(Credentials { expires, ..Credentials::default() });
+    });
+    sample.add(down("down", 2, 60), &[]);
+    let web = Web::start(sample.path()).await;
+    web.knows(2).await;
+    let exported = web.get("/metrics").await.body;
+    let rules = std::fs::read_to_string(packaging("prometheus/autossm.rules.yml")).unwrap();
+    let words = queries.iter().map(String::as_str).chain([rules.as_str()]);
+    let names = words.flat_map(|text| text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_'));
+    for name in names.filter(|word| word.starts_with("autossm_")) {
+        let is = exported.lines().any(|line| line.split(['{', ' ']).next() == Some(name));
+        assert!(is, "{name} is asked for and not exported");
+    }
+}
+
+/// A real Prometheus that scrapes every second, with our rules.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prometheus_takes_it_and_its_alerts_see_it() {
+    let Some(program) = program(Tool::Prometheus) else { return };
+    let mut sample = Sample::of(2);
+    sample.add(down("broken", 3, 600), &[]);
+    let web = Web::start(sample.path()).await;
+    web.knows(3).await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = serde_json::json!({
+        "global": { "scrape_interval": "1s", "evaluation_interval": "1s" },
+        "rule_files": [packaging("prometheus/autossm.rules.yml")],
+        "scrape_configs": [{ "job_name": "autossm", "static_configs": [{ "targets": [web.address.to_string()] }] }],
+    });
+    std::fs::write(folder.path().join("prometheus.yml"), config.to_string()).unwrap();
+    let address = crate::daemon::own_address();
+    let mut prometheus = Command::new(program)
+        .arg(format!("--config.file={}/prometheus.yml", folder.path().display()))
+        .arg(format!("--storage.tsdb.path={}/data", folder.path().display()))
+        .arg(format!("--web.listen-address={address}"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let query = async |path: &str| -> Option<Value> {
+        let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.ok()?;
+        serde_json::from_str(text.split_once("\r\n\r\n")?.1).ok()
+    };
+    let began = Instant::now();
+    let value =
+        |answer: &Value, n: usize| answer["data"]["result"][n]["value"][1].as_str().map(str::to_owned);
+    loop {
+        let ups = query("/api/v1/query?query=sort(autossm_tunnel_up)").await.unwrap_or_default();
+        if (value(&ups, 0), value(&ups, 2)) == (Some("0".into()), Some("1".into())) {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "{ups}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let up = query("/api/v1/query?query=up").await.unwrap();
+    assert_eq!(value(&up, 0).as_deref(), Some("1"), "{up}");
+    // A histogram, and a type that only OpenMetrics has: it was asked for as that.
+    let metadata = query("/api/v1/metadata?metric=autossm_build").await.unwrap();
+    assert_eq!(metadata["data"]["autossm_build"][0]["type"], "info", "{metadata}");
+    let buckets =
+        query("/api/v1/query?query=autossm_resume_seconds_bucket%7Ble=%22%2BInf%22%7D").await.unwrap();
+    assert_eq!(value(&buckets, 0).as_deref(), Some("24"), "{buckets}");
+    loop {
+        let alerts = query("/api/v1/alerts").await.unwrap_or_default();
+        let alerts = alerts["data"]["alerts"].as_array().cloned().unwrap_or_default();
+        let names: Vec<_> = alerts.iter().filter_map(|alert| alert["labels"]["alertname"].as_str()).collect();
+        if names.contains(&"AutossmTunnelDown") {
+            let tunnel = &alerts
+                .iter()
+                .find(|one| one["labels"]["alertname"] == "AutossmTunnelDown")
+                .unwrap()["labels"];
+            assert_eq!(tunnel["tunnel"], "broken");
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "{alerts:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    prometheus.kill().await.unwrap();
+}
+
+/// 200 tunnels, each asked anew for every scrape.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_tunnels_are_scraped_quickly() {
+    let sample = Sample::of(200);
+    let web = Web::start(sample.path()).await;
+    web.knows(200).await;
+    let mut times = Vec::new();
+    let mut size = 0;
+    for _ in 0..20 {
+        let began = Instant::now();
+        let answer = web.get_as("/metrics", OPEN_METRICS).await;
+        times.push(began.elapsed());
+        size = answer.body.len();
+        assert!(answer.body.ends_with("# EOF\n"));
+        assert_eq!(answer.body.matches("\nautossm_tunnel_up{").count(), 200);
+    }
+    promtool(&["check", "metrics"], &web.get("/metrics").await.body).await;
+    times.sort_unstable();
+    println!("a scrape of 200 tunnels: median {:?}, slowest {:?}, {} kB", times[10], times[19], size / 1000);
+    // Prometheus gives up after 10 s. This build is not optimised, and the tunnels answer in this test's own process.
+    assert!(times[10] < Duration::from_secs(1), "{times:?}");
+}
+
+/// The same round trips through one daemon, by turns with and without a scrape every second and a page that looks on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scraping_every_second_does_not_slow_the_data_path() {
+    const ROUNDS: usize = 4;
+    /// Other work on the host falls on one side or the other: the best of so many measurements counts.
+    const MEASUREMENTS: usize = 5;
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let daemon = Daemon::echo(&lab, "").await;
+    let web = Web::start(&daemon.folder.path().join("run")).await;
+    web.knows(1).await;
+    round_trips(daemon.address).await;
+    let mut best = 0.0;
+    for _ in 0..MEASUREMENTS {
+        let (mut quiet, mut watched, mut scrapes) = (0.0, 0.0, 0);
+        for _ in 0..ROUNDS {
+            quiet += round_trips(daemon.address).await;
+            let page = web.open("GET /api/live HTTP/1.0\r\nHost: localhost\r\n\r\n").await;
+            let scrape = async {
+                loop {
+                    assert_eq!(web.get("/metrics").await.status, 200);
+                    scrapes += 1;
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            };
+            tokio::select! {
+                rate = round_trips(daemon.address) => watched += rate,
+                () = scrape => {}
+            }
+            drop(page);
+        }
+        let ratio = watched / quiet;
+        let (quiet, watched) = (quiet / ROUNDS as f64, watched / ROUNDS as f64);
+        println!(
+            "round trips a second: {quiet:.0}; {watched:.0} while scraped every second ({scrapes} times): ratio {ratio:.3}"
+        );
+        assert!(scrapes >= ROUNDS, "{scrapes}");
+        best = f64::max(best, ratio);
+        if best > 0.95 {
+            break;
+        }
+    }
+    assert!(best > 0.95, "{best:.3}");
+    daemon.stop(&lab).await;
+}
+
+/// Round trips a second on one connection, over a second and a half.
+async fn round_trips(address: std::net::SocketAddr) -> f64 {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let (began, mut count) = (Instant::now(), 0_u32);
+    let mut back = [0; 512];
+    while began.elapsed() < Duration::from_millis(1500) {
+        stream.write_all(&[b'x'; 512]).await.unwrap();
+        stream.read_exact(&mut back).await.unwrap();
+        count += 1;
+    }
+    f64::from(count) / began.elapsed().as_secs_f64()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn states_that_are_no_outage_and_words_of_others_are_told_as_they_are() {
+    let mut sample = Sample::of(1);
+    sample.add(up("draining", 1), &[event("draining", ago(5), "draining", "new clients are held")]);
+    sample.change("draining", |status| status.state = State::Draining);
+    sample.add(up("degraded", 2), &[]);
+    sample.change("degraded", |status| status.state = State::Degraded);
+    let mut hostile = up("hostile", 3);
+    hostile.daemon.version = "1\"}\\\n# <script>".into();
+    sample.add(hostile, &[]);
+    let web = Web::start(sample.path()).await;
+    web.knows(4).await;
+    assert_eq!(web.get("/readyz/draining").await.status, 503);
+    assert_eq!(web.get("/readyz/degraded").await.status, 200);
+    let text = web.get("/metrics").await.body;
+    promtool(&["check", "metrics"], &text).await;
+    assert_eq!(series(&text, r#"autossm_tunnel_up{tunnel="hostile"}"#), Some(1.0));
+    assert_eq!(series(&text, r#"autossm_tunnel_state{tunnel="draining",state="draining"}"#), Some(1.0));
+}
