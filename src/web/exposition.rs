@@ -278,7 +278,7 @@ impl Page {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::protocol::{Connections, Credentials, Metrics, Session};
+    use crate::control::protocol::{Connections, Credentials, Metrics, Session, words};
 
     /// The names that dashboards and rules are built on: none of them may go away.
     pub const NAMES: [&str; 22] = [
@@ -372,6 +372,28 @@ mod tests {
             r#"autossm_credentials_expiry_seconds{tunnel="db"} 600"#,
         ] {
             assert!(lines.iter().any(|there| there == line), "{line} is missing:\n{}", lines.join("\n"));
+        }
+    }
+
+    #[test]
+    fn the_manual_has_every_metric_and_every_word() {
+        let manual = include_str!("../../docs/monitoring.md");
+        for name in NAMES {
+            let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+            let family = family.unwrap_or(name);
+            assert!(manual.contains(&format!("`{family}")), "{family}");
+        }
+        let words = [
+            words::START_OUTCOMES,
+            words::END_REASONS,
+            words::RESUME_OUTCOMES,
+            words::CONNECTION_OUTCOMES,
+            words::DIRECTIONS,
+            words::PLUGIN_ENDS,
+        ];
+        let states = STATES.map(State::word).into_iter().chain(Phase::ALL.map(Phase::word));
+        for word in words.concat().into_iter().chain(states) {
+            assert!(manual.contains(&format!("`{word}`")), "{word}");
         }
     }
 
