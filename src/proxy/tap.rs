@@ -46,6 +46,7 @@ impl Tap {
 
 impl Drop for Tap {
     fn drop(&mut self) {
+        self.ledger.leave(self.stream, false);
         self.ledger.forget_agent_end(self.stream);
     }
 }
@@ -56,7 +57,12 @@ impl AsyncRead for Tap {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.plugin()?.poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        let read = ready!(self.plugin()?.poll_read(cx, buffer));
+        if read.is_err() || buffer.filled().len() == before {
+            self.ledger.leave(self.stream, true);
+        }
+        Poll::Ready(read)
     }
 }
 
@@ -74,9 +80,14 @@ impl AsyncWrite for Tap {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.backlog.is_empty() {
-            let Self { plugin, backlog, .. } = &mut *self;
+            let Self { plugin, backlog, ledger, stream, .. } = &mut *self;
             let plugin = plugin.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-            match ready!(Pin::new(plugin).poll_write(cx, backlog))? {
+            let turn = ready!(ledger.poll_turn(cx, *stream, backlog.len()));
+            let written = Pin::new(plugin).poll_write(cx, backlog.get(..turn).unwrap_or(backlog));
+            if !matches!(written, Poll::Ready(Ok(1..))) {
+                ledger.leave(*stream, true);
+            }
+            match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 written => drop(backlog.drain(..written)),
             }
