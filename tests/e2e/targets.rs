@@ -64,13 +64,13 @@ async fn a_replaced_instance_is_found_within_five_seconds_of_its_ping() {
     let (mut longest, mut ups) = (Duration::ZERO, 1);
     // Long enough for a clock that doubles from 2 s to have reached 16 s at least.
     for (before, after, pause) in [(A, B, 25_000), (B, C, 7_300), (C, A, 11_900)] {
-        let listed = lab.status().other.processed;
+        let listed = lab.status().nodes_listed;
         terminate(&lab, before);
         tokio::time::sleep(Duration::from_millis(pause)).await;
         let failed = daemon.events("failed").pop().expect("it has no target");
         assert_eq!(failed.field("class"), "target not connected", "{}", failed.text);
         assert!(failed.text.contains("no managed node with tag Role=bastion is online"), "{}", failed.text);
-        let listed = lab.status().other.processed - listed;
+        let listed = lab.status().nodes_listed - listed;
         let ping = Instant::now();
         lab.set_node(Node::tagged(after, "Role", "bastion"));
         ups += 1;
@@ -162,7 +162,7 @@ async fn a_pool_is_spread_over_the_targets_and_asks_for_them_once() {
     let mut targets = started(&daemon);
     targets.sort();
     assert_eq!(targets, [A, B, C]);
-    assert_eq!(lab.status().other.processed, 1, "one DescribeInstanceInformation for all slots");
+    assert_eq!(lab.status().nodes_listed, 1, "one DescribeInstanceInformation for all slots");
     // One of them goes: its slot moves in with another one.
     terminate(&lab, B);
     daemon.event_times("ready", 4).await;

@@ -28,6 +28,8 @@ pub struct Status {
     pub data_key_signers: BTreeSet<String>,
     /// Every other call.
     pub other: Calls,
+    /// Of these, `DescribeInstanceInformation`.
+    pub nodes_listed: u64,
     /// API calls without a plausible signature.
     pub unsigned_calls: u64,
     /// Calls and upgrades signed with a key that says that its time is over.

@@ -67,7 +67,10 @@ async fn process(
             session.end(state, "", true);
             Ok(json!({ "SessionId": session.id }))
         }
-        "DescribeInstanceInformation" => describe_nodes(state, &input),
+        "DescribeInstanceInformation" => {
+            state.count(|status| status.nodes_listed += 1);
+            describe_nodes(state, &input)
+        }
         "DescribeSessions" => Ok(describe_sessions(state, &input)),
         "GetDocument" => document(state, &input),
         _ => Err(Refusal::new("UnknownOperationException", "")),
