@@ -126,7 +126,7 @@ pub async fn daemon(
 ) -> Daemon {
     let address = own_address();
     let keys = format!(
-        "ca_file = \"{}\"\ngateway = \"{}\"\nsessions = {sessions}\nkeepalive = \"2s\"\n\
+        "ca_file = \"{}\"\ngateway = \"{}\"\nsessions = {sessions}\nkeepalive = \"2s\"\nrotate = \"off\"\n\
          max_held = 2000\nmax_connections = 4000\n{keys}",
         lab.ca_file().display(),
         mode.word(),
