@@ -292,18 +292,17 @@ impl Session {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let route = Arc::new(Route::new(generation, self.id().to_owned(), address, self.ledger.clone()));
         route.interrupted.store(self.down, Relaxed);
-        let (mut open, answers) = (route.open.subscribe(), route.clone());
+        let (mut open, mut answered) = (route.open.subscribe(), route.answered.subscribe());
         let mut stalled = route.stalled.subscribe();
         let sender = sender.clone();
+        // Ends with the route, which it must not keep therefore.
         tokio::spawn(async move {
             loop {
                 let message = tokio::select! {
-                    changed = open.changed() => match changed {
-                        Ok(()) => Message::Connections,
-                        Err(_) => return,
-                    },
-                    () = answers.answered.notified() => Message::Answered(generation),
+                    Ok(()) = open.changed() => Message::Connections,
+                    Ok(()) = answered.changed() => Message::Answered(generation),
                     Ok(()) = stalled.changed() => Message::Stalled(generation, *stalled.borrow_and_update() > 0),
+                    else => return,
                 };
                 if sender.send(message).await.is_err() {
                     return;
@@ -374,5 +373,15 @@ mod tests {
         );
         session.open_route(1, Generation(1), &sender);
         assert!(session.route.unwrap().interrupted.load(Relaxed));
+    }
+
+    /// Its task listens to the route and must not keep it: there would be one more for each session of a tunnel's life.
+    #[tokio::test]
+    async fn nothing_of_a_session_stays_when_it_is_dropped() {
+        let (sender, mut messages) = mpsc::channel(1);
+        let mut session = Session::default();
+        session.open_route(1, Generation(1), &sender);
+        drop((session, sender));
+        assert!(messages.recv().await.is_none());
     }
 }

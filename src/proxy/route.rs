@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::TcpStream;
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::client::set_options;
@@ -48,8 +48,8 @@ pub struct Route {
     pub interrupted: AtomicBool,
     /// Set by the driver when a connection could not be made to the destination: the next one that gets an answer is told.
     pub doubted: AtomicBool,
-    /// That connection has got its answer.
-    pub answered: Notify,
+    /// So many of those connections have got their answer.
+    pub answered: watch::Sender<u64>,
     /// One connection at a time: their order is how they are matched to mux streams.
     connecting: Arc<Mutex<()>>,
 }
@@ -68,7 +68,7 @@ impl Route {
             half_closed: AtomicUsize::new(0),
             interrupted: AtomicBool::new(false),
             doubted: AtomicBool::new(false),
-            answered: Notify::new(),
+            answered: watch::Sender::new(0),
             connecting: Arc::default(),
         }
     }
@@ -106,7 +106,7 @@ impl Route {
     /// A connection has had its first byte from the destination.
     pub(super) fn has_answered(&self) {
         if self.doubted.swap(false, Relaxed) {
-            self.answered.notify_one();
+            self.answered.send_modify(|answered| *answered += 1);
         }
     }
 }
