@@ -376,7 +376,7 @@ impl Driver {
 
     fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
-            Action::Start(generation, _) => self.start(generation),
+            Action::Start(generation) => self.start(generation),
             Action::Launch(generation) => {
                 let failure = self.launch(generation).err()?;
                 return Some(Event::Session(generation, SessionEvent::LaunchFailed(failure)));
@@ -604,8 +604,6 @@ fn open_control(
 fn settings(config: &config::Tunnel) -> Settings {
     Settings {
         sessions: usize::from(config.sessions),
-        // Which of them is `targets`' business.
-        targets: 1,
         failover_after: config.failover_after,
         // When only watched, a connection does not outlive its WebSocket: nothing is worth waiting for.
         resume_for: match config.gateway {

@@ -66,7 +66,6 @@ impl Tunnel {
     fn try_at_once(&mut self) {
         for slot in &mut self.slots {
             slot.backoff.reset();
-            slot.target = 0;
             if matches!(slot.next, Next::Waiting { .. }) {
                 slot.next = Next::None;
             }

@@ -61,8 +61,6 @@ pub(super) struct Slot {
     pub backoff: Backoff,
     /// The last failure, until a session serves.
     pub failure: Option<Failure>,
-    /// Counts the targets tried.
-    pub target: usize,
     /// When a session was last begun for the destination's sake.
     pub resolved_anew: Option<Time>,
 }
@@ -90,7 +88,6 @@ impl Slot {
             next: Next::None,
             backoff: Backoff::default(),
             failure: None,
-            target: 0,
             resolved_anew: None,
         }
     }
@@ -342,7 +339,6 @@ impl Tunnel {
         let Some(slot) = self.slots.get_mut(slot) else { return };
         slot.next = Next::None;
         slot.failure = None;
-        slot.target = 0;
         if let Some(before) = slot.serving.replace(generation) {
             self.retire(before, actions);
         }
@@ -387,7 +383,7 @@ impl Tunnel {
         random: f64,
         actions: &mut Vec<Action>,
     ) {
-        let (now, targets) = (self.now, self.settings.targets.max(1));
+        let now = self.now;
         let Some(session) = self.session(generation).filter(|session| session.phase != Phase::Ending) else {
             return;
         };
@@ -395,10 +391,7 @@ impl Tunnel {
         if let Some(slot) = self.slots.get_mut(index)
             && (slot.next == Next::Building(generation) || slot.serving == Some(generation))
         {
-            slot.target += usize::from(failure.class == Class::TargetNotConnected);
-            // The other targets are tried at once; the clock runs for a whole round of them.
-            let another = failure.class == Class::TargetNotConnected && slot.target % targets != 0;
-            let delay = if another { Duration::ZERO } else { slot.backoff.fail(failure.class, random) };
+            let delay = slot.backoff.fail(failure.class, random);
             slot.next = Next::Waiting { until: now + delay };
             slot.failure = Some(failure.clone());
             actions.push(Action::Report(Report::Failed(generation, failure.clone(), delay)));
@@ -488,7 +481,6 @@ impl Tunnel {
             for slot in &mut self.slots {
                 // What was wrong may have been put right.
                 slot.backoff.reset();
-                slot.target = 0;
                 if matches!(slot.next, Next::Waiting { .. }) {
                     slot.next = Next::None;
                 }

@@ -62,8 +62,6 @@ pub struct Generation(pub u64);
 pub struct Settings {
     /// Slots, at least 1.
     pub sessions: usize,
-    /// Targets to be tried in turn, at least 1.
-    pub targets: usize,
     /// Data channel down for this long: a replacement is begun.
     pub failover_after: Duration,
     /// Data channel down for this long: the session is given up.
@@ -187,8 +185,8 @@ pub enum SessionEvent {
 /// What is to be done. Actions are performed in their order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Call StartSession with the target of this number (counted from 0, in order of preference).
-    Start(Generation, usize),
+    /// Choose a target and call StartSession.
+    Start(Generation),
     /// Open a gateway for the session and launch the plugin.
     Launch(Generation),
     /// These sessions take new connections from now on; with none of them clients are held.

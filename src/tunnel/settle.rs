@@ -250,11 +250,10 @@ impl Tunnel {
 
     fn begin(&mut self, index: usize, actions: &mut Vec<Action>) {
         let generation = Generation(self.next_generation);
-        let targets = self.settings.targets.max(1);
         let Some(slot) = self.slots.get_mut(index) else { return };
         self.next_generation += 1;
         slot.next = Next::Building(generation);
-        actions.push(Action::Start(generation, slot.target % targets));
+        actions.push(Action::Start(generation));
         self.sessions.push(Session::new(generation, index, self.now));
     }
 }

@@ -25,7 +25,6 @@ const PROBING: Probing = Probing { interval: Duration::from_secs(30), rise: 2, f
 fn settings() -> Settings {
     Settings {
         sessions: 1,
-        targets: 1,
         failover_after: 5 * SECOND,
         resume_for: 600 * SECOND,
         drain: 600 * SECOND,
@@ -114,8 +113,7 @@ impl World {
     fn perform(&mut self, action: &Action) {
         assert!(!self.stopped, "an action after Stopped: {action:?}");
         match action {
-            Action::Start(generation, target) => {
-                assert_eq!(*target, 0);
+            Action::Start(generation) => {
                 let new = Real { start_pending: true, up: true, ..Real::default() };
                 assert!(self.real.insert(generation.0, new).is_none(), "{generation:?} was begun twice");
             }

@@ -38,7 +38,7 @@ fn a_long_interruption_starts_a_second_session_and_keeps_the_first() {
     world.about(1, SessionEvent::Connections(1));
     world.about(1, closed());
     let actions = world.advance_to_deadline();
-    assert!(actions.contains(&Action::Start(Generation(2), 0)));
+    assert!(actions.contains(&Action::Start(Generation(2))));
     world.about(2, SessionEvent::Started);
     world.about(2, SessionEvent::Opened);
     assert_eq!(world.tunnel.routes, [Generation(2)]);
@@ -129,7 +129,7 @@ fn a_lost_plugin_is_replaced_at_once_again_and_again() {
     let mut world = up();
     for generation in 1..20 {
         let actions = world.about(generation, SessionEvent::PluginExited { words: "killed".into() });
-        assert!(actions.contains(&Action::Start(Generation(generation + 1), 0)), "{generation}: {actions:?}");
+        assert!(actions.contains(&Action::Start(Generation(generation + 1))), "{generation}: {actions:?}");
         assert!(actions.contains(&Action::Terminate(Generation(generation))));
         world.about(generation, SessionEvent::Terminated(Ok(())));
         world.about(generation + 1, SessionEvent::Started);
@@ -207,7 +207,7 @@ fn rotation_is_make_before_break() {
     world.about(1, SessionEvent::Connections(1));
     world.now = 3600 * SECOND;
     let actions = world.feed(Event::Tick, 0.5);
-    assert!(actions.contains(&Action::Start(Generation(2), 0)));
+    assert!(actions.contains(&Action::Start(Generation(2))));
     assert_eq!(world.tunnel.routes, [Generation(1)], "it serves until the other one is ready");
     world.about(2, SessionEvent::Started);
     let actions = world.about(2, SessionEvent::Opened);
@@ -439,21 +439,6 @@ fn a_replaced_session_ends_when_it_is_empty() {
 }
 
 #[test]
-fn the_other_targets_are_tried_at_once() {
-    let mut tunnel = Tunnel::new(Settings { targets: 3, ..settings() });
-    let mut actions = tunnel.handle(Time::ZERO, Event::Tick, 0.5);
-    for (generation, target) in [(1, 0), (2, 1), (3, 2)] {
-        assert!(actions.contains(&Action::Start(Generation(generation), target)), "{actions:?}");
-        let failed = SessionEvent::StartFailed(Failure::new(Class::TargetNotConnected, "offline"));
-        actions = tunnel.handle(Time::ZERO, Event::Session(Generation(generation), failed), 0.5);
-    }
-    assert!(!actions.iter().any(|action| matches!(action, Action::Start(..))));
-    let at = tunnel.next_deadline().unwrap();
-    assert!(at >= SECOND && at <= 2 * SECOND);
-    assert!(tunnel.handle(at, Event::Tick, 0.5).contains(&Action::Start(Generation(4), 0)));
-}
-
-#[test]
 fn a_session_that_cannot_be_terminated_is_left_to_the_record() {
     let mut world = up();
     world.about(1, SessionEvent::PluginExited { words: "gone".into() });
@@ -528,13 +513,13 @@ fn a_rotation_on_request_is_make_before_break_and_tries_at_once() {
     let mut world = up();
     world.about(1, SessionEvent::Connections(1));
     let actions = world.feed(Event::Command(Command::Rotate), 0.5);
-    assert!(actions.contains(&Action::Start(Generation(2), 0)));
+    assert!(actions.contains(&Action::Start(Generation(2))));
     assert!(actions.contains(&Action::Report(Report::Replacing(Generation(1), Reason::Requested))));
     assert_eq!(world.tunnel.routes, [Generation(1)]);
     world.about(2, SessionEvent::StartFailed(Failure::new(Class::Access, "denied")));
     // The policy was mended: nobody wants to wait for the clock.
     let actions = world.feed(Event::Command(Command::Rotate), 0.5);
-    assert!(actions.contains(&Action::Start(Generation(3), 0)));
+    assert!(actions.contains(&Action::Start(Generation(3))));
     world.about(3, SessionEvent::Started);
     let actions = world.about(3, SessionEvent::Opened);
     assert_eq!(actions[0], Action::Route(vec![Generation(3)]));
@@ -549,7 +534,7 @@ fn a_restart_ends_every_session_and_begins_anew_at_once() {
     let actions = world.feed(Event::Command(Command::Restart), 0.5);
     assert_eq!(actions[0], Action::Route(vec![]));
     assert!(actions.contains(&Action::Cut(Generation(1))) && actions.contains(&Action::Cut(Generation(2))));
-    assert!(actions.contains(&Action::Start(Generation(3), 0)));
+    assert!(actions.contains(&Action::Start(Generation(3))));
     assert!(world.obliges(|w| w.tunnel.routes == [Generation(3)]));
 }
 
@@ -720,7 +705,7 @@ fn a_target_that_comes_online_ends_the_wait_for_one() {
     for generation in 1..6 {
         world.about(generation, failed(Class::TargetNotConnected));
         let actions = world.feed(Event::TargetOnline, 0.5);
-        assert!(actions.contains(&Action::Start(Generation(generation + 1), 0)), "{generation}: {actions:?}");
+        assert!(actions.contains(&Action::Start(Generation(generation + 1))), "{generation}: {actions:?}");
     }
     assert!(world.feed(Event::TargetOnline, 0.5).is_empty(), "one attempt is enough");
     // What else is waited for takes its time.
