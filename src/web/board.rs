@@ -240,11 +240,15 @@ impl Board {
         }
     }
 
-    /// An event has come.
+    /// An event has come; one that is here already is not taken twice.
     pub fn event(&self, name: &str, event: Event) {
         let event = Arc::new(event);
         let mut inner = self.inner();
         let tunnel = inner.tunnels.entry(name.to_owned()).or_default();
+        let mut latest = tunnel.events.iter().rev().take_while(|known| known.at >= event.at);
+        if latest.any(|known| *known == event) {
+            return;
+        }
         if tunnel.events.len() == EVENTS {
             tunnel.events.pop_front();
         }
@@ -261,9 +265,9 @@ impl Board {
         self.dirty.notify_one();
     }
 
-    /// The number of the last event of this tunnel that is here.
-    pub fn last_event(&self, name: &str) -> Option<u64> {
-        self.inner().tunnels.get(name).and_then(|tunnel| tunnel.events.back()).map(|event| event.seq)
+    /// When the last event of this tunnel was that is here.
+    pub fn last_event(&self, name: &str) -> Option<Timestamp> {
+        self.inner().tunnels.get(name).and_then(|tunnel| tunnel.events.back()).map(|event| event.at)
     }
 
     /// Whether a tunnel has said, by its last word, that it stops; or has never said anything.
@@ -349,7 +353,7 @@ impl Board {
 
     // For the server.
 
-    /// Asks every tunnel how it is, and waits until all have answered, at most until `deadline`.
+    /// Asks every tunnel how it is, and waits until all that answer at all have, at most until `deadline`.
     pub async fn refresh(&self, deadline: Instant) {
         let mut round = 0;
         self.wanted.send_modify(|wanted| {
@@ -361,7 +365,7 @@ impl Board {
             tokio::pin!(answered);
             // Before it is looked, so that no answer falls in between.
             answered.as_mut().enable();
-            if self.inner().tunnels.values().all(|tunnel| tunnel.round >= round) {
+            if self.inner().tunnels.values().all(|tunnel| tunnel.round >= round || tunnel.lost.is_some()) {
                 return;
             }
             if timeout_at(deadline, answered).await.is_err() {

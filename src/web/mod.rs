@@ -59,7 +59,7 @@ pub struct Settings {
 /// Serves until the listener cannot be used any more, which is never.
 pub async fn serve(listener: TcpListener, settings: Settings) {
     let board = Arc::new(Board::default());
-    let watching = super::web::watcher::watch(board.clone(), settings.directories.clone());
+    let watching = watcher::watch(board.clone(), settings.directories.clone());
     let site = Arc::new(Site::new(board.clone(), settings, MAX_STREAMS));
     tokio::select! {
         () = watching => {}
@@ -91,8 +91,8 @@ async fn accept(listener: TcpListener, site: Arc<Site>) {
 
 async fn connection(stream: TcpStream, from: SocketAddr, site: Arc<Site>) {
     // Small answers at once; and the kernel lets go of those who never read.
-    let set = stream.set_nodelay(true).map_err(nix::Error::try_from);
-    if let (Err(error), _) | (_, Err(Ok(error))) = (setsockopt(&stream, TcpUserTimeout, &UNREAD), set) {
+    let set = stream.set_nodelay(true).and_then(|()| Ok(setsockopt(&stream, TcpUserTimeout, &UNREAD)?));
+    if let Err(error) = set {
         debug!(%from, %error, "a socket option could not be set");
     }
     let service = service_fn(async |request| Ok::<_, Infallible>(site.answer(&request).await));

@@ -84,9 +84,10 @@ impl Watcher {
 
     async fn follow_once(&self) -> Result<(), Error> {
         let mut client = Client::connect(&self.socket).await?;
-        let after = self.board.last_event(&self.name);
-        let since = after.is_none().then(|| Timestamp::now().before(timeline::LENGTH));
-        client.send(Request::Events { since, after, last: None, follow: true }).await?;
+        // By time and not by number: a daemon that has lost its record counts anew.
+        let last = self.board.last_event(&self.name);
+        let since = Some(last.unwrap_or_else(|| Timestamp::now().before(timeline::LENGTH)));
+        client.send(Request::Events { since, after: None, last: None, follow: true }).await?;
         while let Some(reply) = client.next().await {
             if let Reply::Event(event) = reply? {
                 self.board.event(&self.name, *event);

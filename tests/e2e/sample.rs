@@ -1,7 +1,7 @@
 //! Tunnels that are not there, behind real control sockets: for what a lab cannot have in a test, hundreds of them and a
 //! day that has passed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,12 +22,13 @@ pub struct Sample {
     folder: tempfile::TempDir,
     statuses: Arc<Mutex<BTreeMap<String, Status>>>,
     servers: BTreeMap<String, Server>,
+    hanging: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Sample {
     pub fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("e2e-").tempdir_in("/tmp").unwrap();
-        Self { folder, statuses: Arc::default(), servers: BTreeMap::new() }
+        Self { folder, statuses: Arc::default(), servers: BTreeMap::new(), hanging: Arc::default() }
     }
 
     /// So many whose day was quiet.
@@ -60,11 +61,16 @@ impl Sample {
         let (asks, mut asked) = mpsc::channel::<Ask>(16);
         let server = Server::open(&self.path().join(&name), &Access::of_host(), asks, history).unwrap();
         self.statuses.lock().unwrap().insert(name.clone(), status);
-        let statuses = self.statuses.clone();
+        let (statuses, hanging) = (self.statuses.clone(), self.hanging.clone());
         self.servers.insert(name.clone(), server);
         tokio::spawn(async move {
+            let mut unanswered = Vec::new();
             while let Some(Ask { request, answer, .. }) = asked.recv().await {
                 assert_eq!(request, Request::Status, "autossm web changes nothing");
+                if hanging.lock().unwrap().contains(&name) {
+                    unanswered.push(answer);
+                    continue;
+                }
                 let mut status = statuses.lock().unwrap()[&name].clone();
                 status.now = Timestamp::now();
                 // Whoever asked may have gone.
@@ -76,6 +82,11 @@ impl Sample {
     /// Changes what a tunnel says of itself.
     pub fn change(&self, name: &str, change: impl FnOnce(&mut Status)) {
         change(self.statuses.lock().unwrap().get_mut(name).unwrap());
+    }
+
+    /// As if its daemon had stopped in the middle of something: connections are accepted, and nothing is answered.
+    pub fn hang(&self, name: &str) {
+        self.hanging.lock().unwrap().insert(name.to_owned());
     }
 
     /// As if its daemon had been killed: the socket stays, and nobody listens.

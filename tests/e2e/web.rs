@@ -149,6 +149,18 @@ async fn a_daemon_that_was_killed_is_told_and_one_that_hangs_too() {
     assert_eq!(series(&text, r#"autossm_tunnel_up{tunnel="tunnel-002"}"#), Some(1.0));
     let answer = web.get("/readyz/tunnel-001").await;
     assert_eq!((answer.status, answer.json()["state"].as_str()), (503, Some("unreachable")));
+    sample.hang("tunnel-002");
+    let began = Instant::now();
+    while web.get("/readyz/tunnel-002").await.json()["state"] != "unreachable" {
+        assert!(began.elapsed() < PATIENCE);
+    }
+    let text = web.get("/metrics").await.body;
+    assert_eq!(series(&text, r#"autossm_tunnel_up{tunnel="tunnel-002"}"#), Some(0.0));
+    assert_eq!(
+        series(&text, r#"autossm_tunnel_up{tunnel="tunnel-000"}"#),
+        Some(1.0),
+        "the others are told of"
+    );
     // Back, as if started again.
     sample.add(up("tunnel-001", 1), &quiet_day("tunnel-001", 1));
     let began = Instant::now();

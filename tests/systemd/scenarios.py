@@ -389,8 +389,12 @@ class Scenarios:
         # The way past systemctl.
         site.run("systemctl", "kill", "--kill-whom=main", "--signal=HUP", "autossm@db")
         wait("the refusal", 20, lambda: [e for e in site.journal("-u", "autossm@db") if e.get("AUTOSSM_EVENT") == "reload_refused"])
-        status = site.run("systemctl", "status", "--no-pager", "--full", "autossm@db", check=False).stdout
-        shown = [line.strip() for line in status.splitlines() if "config.toml:3:10" in line]
+        # The log comes first, the status line after it.
+        def told():
+            status = site.run("systemctl", "status", "--no-pager", "--full", "autossm@db", check=False).stdout
+            return [line.strip() for line in status.splitlines() if "config.toml:3:10" in line]
+
+        shown = wait("the refusal in the status line", 20, told)
         self.shows(bool(shown), f"systemctl status shows {shown[:1]}")
         time.sleep(1)
         bad = [client for client in load.finish() if client[2]]
