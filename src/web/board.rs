@@ -14,8 +14,12 @@ use super::timeline::{self, Present, Timeline};
 use crate::control::protocol::{Event, Metrics, State, Status, history};
 use crate::control::time::Timestamp;
 
-/// Events kept of each tunnel: a quiet day has a hundred.
+/// Events kept of each tunnel, at most: a quiet day has a hundred.
 const EVENTS: usize = 2000;
+/// Events kept in all, as far as each tunnel has a [`DAY`]: some 70 MB.
+const ALL_EVENTS: usize = 100_000;
+/// Events kept of each tunnel at least.
+const DAY: usize = 200;
 /// Events kept of all, for clients of `/api/events` that come back.
 const ARRIVED: usize = 10_000;
 /// How often a sample is taken of connections and throughput.
@@ -244,15 +248,15 @@ impl Board {
     pub fn event(&self, name: &str, event: Event) {
         let event = Arc::new(event);
         let mut inner = self.inner();
+        let most = (ALL_EVENTS / inner.tunnels.len().max(1)).clamp(DAY, EVENTS);
         let tunnel = inner.tunnels.entry(name.to_owned()).or_default();
         let mut latest = tunnel.events.iter().rev().take_while(|known| known.at >= event.at);
         if latest.any(|known| *known == event) {
             return;
         }
-        if tunnel.events.len() == EVENTS {
-            tunnel.events.pop_front();
-        }
         tunnel.events.push_back(event.clone());
+        let many = tunnel.events.len().saturating_sub(most);
+        tunnel.events.drain(..many);
         tunnel.timeline_changed = true;
         let arrived = Arrived { number: inner.next, event };
         inner.next += 1;
@@ -467,5 +471,67 @@ pub fn message(kind: &str, data: &impl Serialize) -> Bytes {
             tracing::debug!(%error, kind, "a message could not be written");
             Bytes::new()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(seq: u64, at: u64) -> Event {
+        Event { seq, at: Timestamp::from_millis(at), ..Event::default() }
+    }
+
+    #[test]
+    fn events_come_once_and_do_not_fill_the_memory() {
+        let board = Board::default();
+        for name in 0..1000 {
+            for seq in 0..300 {
+                board.event(&name.to_string(), event(seq, seq));
+            }
+        }
+        assert_eq!(board.events(Some("999"), usize::MAX).len(), DAY);
+        assert_eq!(board.events(None, 5).len(), 5);
+        let (arrived, _) = board.follow();
+        assert_eq!(arrived.len(), ARRIVED);
+        // Asked for again from the last moment on.
+        board.event("999", event(299, 299));
+        assert_eq!(board.follow().0.last().map(|last| last.number), arrived.last().map(|last| last.number));
+        // A daemon that counts anew.
+        board.event("999", event(1, 300));
+        assert_eq!(board.last_event("999"), Some(Timestamp::from_millis(300)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_a_tunnel_that_is_lost() {
+        let board = Board::default();
+        board.status("up", Status::default(), 1);
+        board.status("hangs", Status::default(), 0);
+        let began = Instant::now();
+        let patience = Duration::from_secs(2);
+        board.refresh(began + patience).await;
+        assert_eq!(began.elapsed(), patience, "one has not answered");
+        board.lost("hangs", "no answer", 0);
+        board.status("up", Status::default(), 2);
+        let began = Instant::now();
+        board.refresh(began + patience).await;
+        assert!(began.elapsed() < patience);
+        assert!(board.one("hangs").is_some_and(|known| known.lost.is_some()));
+    }
+
+    #[test]
+    fn a_counter_that_begins_anew_is_no_throughput() {
+        let board = Board::default();
+        let rates = |board: &Board| board.inner().tunnels["db"].samples.rate.clone();
+        for bytes in [5000, 9000, 100] {
+            board.status("db", Status { down_bytes: bytes, ..Status::default() }, 1);
+            board.sample();
+        }
+        assert_eq!(rates(&board).len(), 3);
+        assert_eq!((rates(&board)[0], rates(&board)[2]), (0, 0));
+        for _ in 0..2 * SAMPLES {
+            board.sample();
+        }
+        assert_eq!(rates(&board).len(), SAMPLES);
     }
 }

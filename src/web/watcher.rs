@@ -22,7 +22,7 @@ use crate::control::time::Timestamp;
 /// How often the runtime directories are read: a new tunnel is to be seen within a second.
 const SEARCH: Duration = Duration::from_secs(1);
 /// How often a tunnel is asked while somebody looks at the page. What matters comes as an event, at once.
-const WATCHED: Duration = Duration::from_secs(2);
+const WATCHED: Duration = Duration::from_millis(1500);
 /// How long a tunnel may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a daemon may be away before that is news: a restart takes less.
