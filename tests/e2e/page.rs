@@ -28,6 +28,18 @@ const WATCH: &str = r##"
     }).observe(document.querySelector("#tunnels"), { subtree: true, attributeFilter: ["data-state"] });
 "##;
 
+/// Whether the state's word has this colour of the style sheet.
+async fn is_coloured(browser: &mut Browser, colour: &str) -> bool {
+    let compared = format!(
+        "(() => {{ const probe = document.body.appendChild(document.createElement('p'));
+            probe.style.color = 'var({colour})';
+            const wanted = getComputedStyle(probe).color;
+            probe.remove();
+            return getComputedStyle(document.querySelector('#t-echo .state b')).color === wanted; }})()"
+    );
+    browser.value(&compared).await == true
+}
+
 /// How long after the log line a row had this state, for the last time that it got it.
 async fn seen_after(browser: &mut Browser, line: &Line, state: &str) -> Duration {
     browser.until(&format!("document.querySelector('#t-echo').dataset.state === {state:?}")).await;
@@ -69,10 +81,12 @@ async fn what_happens_to_a_tunnel_is_seen_within_two_seconds() {
     took.push(("resuming", seen_after(&mut browser, &interrupted, "resuming").await));
     assert_eq!(browser.text("#headline").await, "echo is up", "an hourly close alarms nobody");
     browser.until("document.querySelector('#headline').innerText === 'echo is interrupted'").await;
+    assert!(is_coloured(&mut browser, "--soft").await);
     let failed = daemon.event("lost").await;
     took.push(("down", seen_after(&mut browser, &failed, "waiting").await));
     browser.until("document.querySelector('#headline').innerText === 'echo is down'").await;
     assert!(browser.value("document.title").await.as_str().unwrap().starts_with("echo is down"));
+    assert!(is_coloured(&mut browser, "--bad").await);
     let why = browser.text("#t-echo .why").await;
     assert!(why.contains("Network or service"), "{why}");
     assert!(browser.text("#broken-title").await.contains('1'));
@@ -96,6 +110,10 @@ async fn what_happens_to_a_tunnel_is_seen_within_two_seconds() {
     lab.clear_all();
     let ready = daemon.event_times("ready", 3).await.remove(2);
     took.push(("up", seen_after(&mut browser, &ready, "up").await));
+    assert!(
+        is_coloured(&mut browser, "--up").await,
+        "the row has moved, and kept the colour of its old state"
+    );
     let session = ready.field("session").to_owned();
     browser
         .until(&format!("document.querySelector('#t-echo .sessions').innerText.includes({session:?})"))

@@ -534,13 +534,14 @@ function take(data) {
     row.data = { status: {}, lost: null, timeline: { spans: [], marks: [] }, samples: { open: [], rate: [] } };
   }
   Object.assign(row.data, data);
+  // Before anything is changed on it: Chromium's moveBefore forgets which styles are to be looked at again.
+  place(row);
   if (data.status || "lost" in data) fill(row);
   if (row.skipped && !fresh) row.stale = true;
   else {
     if (data.timeline) drawLine(row);
     if (data.samples) drawSparks(row);
   }
-  place(row);
   fillDetail(row);
   if (row.opened && data.timeline) loadEvents(row);
   const { word, rank } = look(row);
