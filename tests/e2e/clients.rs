@@ -234,7 +234,10 @@ async fn a_client_that_never_reads_has_no_plugin_killed() {
     );
     let daemon = Daemon::start(address, &config);
     daemon.event_times("ready", 2).await;
-    let sessions = lab.sessions();
+    // A second session for the clients beside it, and that is all.
+    let unharmed = || {
+        assert!(daemon.events("lost").is_empty() && lab.sessions().len() <= 3, "{}", daemon.tail());
+    };
     let deaf = TcpStream::connect(address).await.unwrap();
     // Full to the last buffer, and then twice the time after which a hung plugin is given up.
     let (began, mut taken, mut since) = (Instant::now(), 0, Instant::now());
@@ -245,7 +248,7 @@ async fn a_client_that_never_reads_has_no_plugin_killed() {
             (taken, since) = (sent, Instant::now());
         }
         assert!(began.elapsed() < Duration::from_secs(150), "it takes endlessly: {taken} messages");
-        assert_eq!(lab.sessions(), sessions, "{}", daemon.tail());
+        unharmed();
         echoes(TcpStream::connect(other).await.unwrap()).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
@@ -254,7 +257,7 @@ async fn a_client_that_never_reads_has_no_plugin_killed() {
         taken,
         since.elapsed().as_secs_f64()
     );
-    assert_eq!(lab.sessions(), sessions, "{}", daemon.tail());
+    unharmed();
     drop(deaf);
     // Another client of the same session hears the server again.
     let mut next = TcpStream::connect(address).await.unwrap();
@@ -264,7 +267,7 @@ async fn a_client_that_never_reads_has_no_plugin_killed() {
         .expect("it goes on")
         .unwrap();
     assert!(bytes.iter().enumerate().all(|(at, byte)| *byte == at as u8));
-    assert_eq!(lab.sessions(), sessions, "{}", daemon.tail());
+    unharmed();
     drop(next);
     daemon.stop(&lab).await;
 }

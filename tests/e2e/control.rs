@@ -179,6 +179,7 @@ async fn a_rotation_fails_no_connection_and_an_open_one_goes_on() {
         );
         daemon.event_times("ready", round).await;
         assert!(echoes(&mut long).await, "round {round}");
+        until("connections of each round", || (load.seen().attempts.len() > 5 * round).then_some(())).await;
     }
     let seen = load.finish().await;
     assert!(seen.attempts.len() > 10 && seen.failures().count() == 0, "{} failed", seen.failures().count());
