@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::time::interval;
-use tracing::{Level, enabled, trace};
+use tracing::level_filters::LevelFilter;
+use tracing::trace;
 
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Whether anybody wants to know: `--log-level info,autossm::driver::usage=trace`.
 pub(super) fn is_wanted() -> bool {
-    enabled!(Level::TRACE)
+    // Not `enabled!`: asked that way, the layers that do not want the answer (the record of events) miss the next line,
+    // which is about something else.
+    LevelFilter::current() == LevelFilter::TRACE
 }
 
 /// Tells it every second.
