@@ -16,6 +16,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Units(args) => Ok(cli::units::run(&args)?),
         Command::Status(args) => Ok(cli::status::run(&args)?),
         Command::Events(args) => Ok(cli::events::run(&args)?),
+        Command::Why(args) => Ok(cli::why::run(&args)?),
         Command::Rotate(args) => Ok(cli::command::run(&args, &Request::Rotate)?),
         Command::Restart(args) => Ok(cli::command::run(&args, &Request::Restart)?),
         Command::Drain(args) => Ok(cli::command::run(&args, &Request::Drain)?),

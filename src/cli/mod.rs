@@ -14,6 +14,7 @@ mod table;
 pub mod units;
 pub mod wait;
 pub mod web;
+pub mod why;
 
 use std::path::PathBuf;
 
@@ -69,6 +70,7 @@ Examples:
   systemctl start autossm@billing-db      Run one as a service
   autossm status                          What is every tunnel doing?
   autossm events -f billing-db            What happens to one?
+  autossm why billing-db                  Why is it down, or was it?
 
 Exit status:
   0   all is well                         71  the operating system refused something
@@ -104,6 +106,12 @@ pub enum Command {
     /// The events are the log's lines about a tunnel, kept in the state directory over restarts: the last 2 MB of them,
     /// which are some 6000.
     Events(events::EventsArgs),
+
+    /// Say why a tunnel is down, or was last down
+    ///
+    /// The first line is the answer; below it stands what can be done, what became of the clients, what autossm did about it,
+    /// and which session to look up in CloudTrail. Works for a tunnel that does not run, too, from its record of events.
+    Why(why::WhyArgs),
 
     /// Replace a tunnel's sessions without cutting a connection
     ///

@@ -201,10 +201,22 @@ fn state_dir(args: &RunArgs, runtime_dir: &Path) -> anyhow::Result<PathBuf> {
         return Ok(given);
     }
     if nix::unistd::geteuid().is_root() {
-        return Ok("/var/lib/autossm".into());
+        return Ok(SYSTEM_STATE.into());
     }
+    Ok(own_state().unwrap_or_else(|| runtime_dir.to_owned()))
+}
+
+/// The state directory of all that systemd or root has started.
+const SYSTEM_STATE: &str = "/var/lib/autossm";
+
+fn own_state() -> Option<PathBuf> {
     let base = given("XDG_STATE_HOME").or_else(|| Some(given("HOME")?.join(".local/state")));
-    Ok(base.map_or_else(|| runtime_dir.to_owned(), |base| base.join("autossm")))
+    base.map(|base| base.join("autossm"))
+}
+
+/// Where the record of a tunnel that does not run may be: the host's, and its user's.
+pub(super) fn state_directories() -> Vec<PathBuf> {
+    std::iter::once(SYSTEM_STATE.into()).chain(own_state()).collect()
 }
 
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {

@@ -169,9 +169,18 @@ pub fn trouble(status: &Status) -> Option<String> {
 
 /// `next try in 12s: target not connected: …`
 pub fn next(status: &Status) -> String {
-    let Some(next) = &status.next else { return "nothing is waited for".to_owned() };
+    let Some(what) = next_step(status) else { return "nothing is waited for".to_owned() };
+    match status.next.as_ref().and_then(|next| next.reason.as_ref()) {
+        Some(reason) => format!("{what}: {reason}"),
+        None => what,
+    }
+}
+
+/// `next try in 12s`, if anything is waited for.
+pub fn next_step(status: &Status) -> Option<String> {
+    let next = status.next.as_ref()?;
     let within = wait(if next.at > status.now { next.at.since(status.now) } else { Duration::ZERO });
-    let what = match next.what {
+    Some(match next.what {
         Step::Start => format!("next try in {within}"),
         Step::Failover => format!("a second session is started in {within}"),
         Step::OpeningOver => format!("the session that opens is given up in {within}"),
@@ -180,11 +189,7 @@ pub fn next(status: &Status) -> String {
         Step::DrainOver => format!("the retired session's connections are cut in {within}"),
         Step::StoppingOver => format!("stopped in {within} at the latest"),
         Step::Unknown => format!("something in {within}"),
-    };
-    match &next.reason {
-        Some(reason) => format!("{what}: {reason}"),
-        None => what,
-    }
+    })
 }
 
 #[cfg(test)]

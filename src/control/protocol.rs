@@ -152,6 +152,8 @@ pub struct Status {
     pub remote_host: Option<String>,
     /// The destination's port.
     pub remote_port: u16,
+    /// The region of its sessions, as far as it is known.
+    pub region: Option<String>,
     /// `hold` or `observe`.
     pub gateway: String,
     /// How many sessions are wanted.

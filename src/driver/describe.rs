@@ -80,6 +80,11 @@ impl Driver {
             targets: targets(&self.config.target),
             remote_host: self.config.remote_host.clone(),
             remote_port: self.config.remote_port,
+            region: self
+                .api
+                .as_ref()
+                .map(|api| api.region().to_owned())
+                .or_else(|| self.config.identity.region.clone()),
             gateway: self.config.gateway.to_string(),
             sessions_wanted: u64::from(self.config.sessions),
             agent_rtt_ms: self.round_trip.map(millis),

@@ -20,6 +20,7 @@ use crate::gateway::{self, Gateway};
 use crate::plugin::output::Output;
 use crate::plugin::process::{self, Launch, Running};
 use crate::proxy::Route;
+use crate::telemetry::recorder::HISTORY;
 use crate::tunnel::failure::{Class, Failure};
 use crate::tunnel::health::Found;
 use crate::tunnel::{Generation, SessionEvent};
@@ -216,6 +217,15 @@ impl Session {
                 Some(SessionEvent::PluginHung { reason: "its process is stopped".to_owned() })
             }
             process::Event::Exited { words, status } => {
+                // A plugin that is killed says nothing of it; what it had said last may tell.
+                debug!(
+                    target: HISTORY,
+                    tunnel = config.name,
+                    session = self.id(),
+                    event = "plugin_ended",
+                    reason = words.as_deref().unwrap_or("none"),
+                    "the plugin has ended"
+                );
                 let signal = status.and_then(|status| status.signal());
                 let words = match (words, signal) {
                     (_, Some(signal)) => format!("killed by signal {signal}"),

@@ -20,6 +20,19 @@ pub fn find(event: &str) -> Option<&'static Entry> {
     ENTRIES.iter().find(|entry| entry.event == event)
 }
 
+/// What is to be done about an event: what stands after the first paragraph of its text, and of that, where the event has
+/// several causes, the paragraph that begins with `cause: `. On one line, without the cause's name.
+pub fn remedy(event: &str, cause: Option<&str>) -> Option<String> {
+    let (_, remedies) = find(event)?.text.split_once("\n\n")?;
+    let found = match cause {
+        None => remedies,
+        Some(cause) => {
+            remedies.split("\n\n").find_map(|text| text.strip_prefix(cause)?.strip_prefix(": "))?
+        }
+    };
+    Some(found.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
 /// The message catalog, to be installed as `/usr/lib/systemd/catalog/autossm.catalog`.
 pub fn file() -> String {
     let mut file = String::from(
@@ -281,23 +294,51 @@ pub static ENTRIES: &[Entry] = &[
         text: "Session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ has ended without being asked to:\n\
                @AUTOSSM_REASON@. @AUTOSSM_CUT@ connections were cut with it. A new session is started at\n\
                once, and clients that connect wait for it.\n\n\
-               If the reason is the account's maximum session duration, `rotate = \"auto\"` replaces the\n\
-               next one before that. If it is the idle timeout, see `keepalive`. If somebody has terminated it, CloudTrail has the name. If the\n\
-               plugin exits again and again, run with --log-level debug to see what it says.",
+               plugin killed: find out who has sent the signal: dmesg for the kernel's out-of-memory killer,\n\
+               MemoryMax= of the unit, an operator. If nobody did and it happens again, please report it.\n\n\
+               plugin exited: if it happens again, run with --log-level debug to see what it says.\n\n\
+               plugin hangs: nothing, if it was once: it was killed and replaced. If it happens again, look\n\
+               whether the host is short of CPU or memory, or somebody stops the process.\n\n\
+               terminated: somebody has ended the session with TerminateSession or in the console; CloudTrail\n\
+               has the name.\n\n\
+               idle timeout: the account ends sessions through which nothing flows. Set `keepalive`, or have\n\
+               the account's idle timeout raised.\n\n\
+               maximum duration: with `rotate = \"auto\"` the next session is replaced before the account's\n\
+               maximum session duration is over.\n\n\
+               ended: the service has ended the session. If it happens again, look in CloudTrail, and at the\n\
+               agent on the target.",
     },
     Entry {
         event: "failed",
         id: "845bf98658cb41288d350ee507fe7733",
         subject: "No session could be had",
         text: "Tunnel @AUTOSSM_TUNNEL@ has no session: @AUTOSSM_REASON@ (@AUTOSSM_CLASS@). The line says\n\
-               when the next attempt is made; clients wait, up to `hold`.\n\n\
-               needs a change: the document, a parameter or the plugin is wrong; correct the\n\
-               configuration and reload, or install the plugin.\n\
-               access: credentials are missing or expired, or a permission is denied; the host needs\n\
-               ssm:StartSession on target and document.\n\
-               target not connected: the agent on the target is not online; look at amazon-ssm-agent\n\
-               there, and at its way to the service.\n\
-               throttled, network or service: nothing, unless it lasts.",
+               when the next attempt is made; clients wait, up to `hold`. `autossm why` names the cause.\n\n\
+               denied: allow what is denied to the daemon's credentials; `autossm policy` prints the least\n\
+               that the tunnels need.\n\n\
+               credentials: attach a role to the host, or renew what `profile` names, as the daemon's user.\n\
+               A restart is not needed: the next attempt uses them.\n\n\
+               expired: renew the credentials, as the daemon's user (aws sso login, or whoever issues them);\n\
+               or use a role, which renews itself. A restart is not needed.\n\n\
+               clock: set this host's clock (timedatectl, chronyc tracking); AWS refuses what is signed more\n\
+               than 5 minutes off.\n\n\
+               key: the account encrypts its sessions with a KMS key. Allow kms:GenerateDataKey on it to the\n\
+               daemon's credentials, and see that the key is enabled.\n\n\
+               forbidden: look at the proxy on the way to AWS, or at the VPC endpoint's policy: that was not\n\
+               an answer of the API's.\n\n\
+               document: correct `document` or `parameters`, and reload. It must be a document for port\n\
+               forwarding, in this account and region.\n\n\
+               plugin: install the session-manager-plugin, or correct `plugin`, and reload.\n\n\
+               needs a change: correct the configuration and reload; `autossm check` shows what it can see.\n\n\
+               target not connected: look at amazon-ssm-agent on the target, whether the target runs, and at\n\
+               its way to the service: aws ssm describe-instance-information shows its PingStatus.\n\n\
+               throttled: nothing, unless it lasts. Then find out who else calls Session Manager in this\n\
+               account and region.\n\n\
+               service: nothing, unless it lasts; then look at https://health.aws.amazon.com/health/status.\n\n\
+               unreachable: look at this host's way to ssm and ssmmessages in the region: names, routes,\n\
+               firewall, proxy.\n\n\
+               agent: look at amazon-ssm-agent on the target: is it running, and not out of memory or disk?\n\
+               Restart it there if nothing else helps.",
     },
     Entry {
         event: "not_terminated",
@@ -514,7 +555,8 @@ pub static ENTRIES: &[Entry] = &[
         subject: "The daemon has stopped",
         text: "All tunnels of this process are down; no plugin and no session is left, but for those that\n\
                a line before this one names.\n\n\
-               Nothing has to be done.",
+               Nothing has to be done, if that was wanted. Otherwise start it: systemctl start\n\
+               autossm@NAME.",
     },
     Entry {
         event: "os_fault",
@@ -549,7 +591,8 @@ pub static ENTRIES: &[Entry] = &[
         subject: "The daemon runs a tunnel",
         text: "Written for the record of events: whatever was before in tunnel @AUTOSSM_TUNNEL@ is over, said\n\
                or not. The process is a new one, of version @AUTOSSM_VERSION@.\n\n\
-               Nothing has to be done. Two of these without 'stopped' between them: the process was killed.",
+               Nothing has to be done, where 'stopped' stands before it. Otherwise the process was killed, or\n\
+               the host went down: look at dmesg and journalctl -u autossm@NAME of that time.",
     },
     Entry {
         event: "state",
@@ -565,8 +608,17 @@ pub static ENTRIES: &[Entry] = &[
         subject: "Somebody has given a command",
         text: "Over the control socket @AUTOSSM_BY@ has asked tunnel @AUTOSSM_TUNNEL@ for\n\
                '@AUTOSSM_COMMAND@'.\n\n\
-               Nothing has to be done. After 'drain' clients are held until somebody asks for 'resume', or the\n\
-               daemon is started anew.",
+               drain: clients are held until somebody says `autossm resume NAME`, or the daemon is started anew.\n\n\
+               drill: a plugin was killed on purpose, to see the tunnel come back. Nothing has to be done.\n\n\
+               rotate, restart, resume: nothing has to be done.",
+    },
+    Entry {
+        event: "plugin_ended",
+        id: "b27cd26285574eed8735e80dcf88368f",
+        subject: "A plugin has ended",
+        text: "Written for the record of events: the plugin of session @AUTOSSM_SESSION@ is gone, and these were\n\
+               its last words: @AUTOSSM_REASON@.\n\n\
+               Nothing has to be done; what follows from it, other lines say.",
     },
     Entry {
         event: "control_failed",

@@ -88,6 +88,19 @@ pub struct Past {
     pub seen: u64,
 }
 
+/// All that the folder of a tunnel has, oldest first; for those who look at it where no daemon runs.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn read(folder: &Path) -> io::Result<Vec<Event>> {
+    let mut events = Vec::new();
+    Files::at(folder).read(|event| {
+        events.push(event);
+        true
+    })?;
+    Ok(events)
+}
+
 impl History {
     /// A tunnel's history that goes on where `folder` has it.
     ///

@@ -18,14 +18,14 @@ use tokio::process::Command;
 use crate::daemon::{Daemon, PATIENCE, PROGRAM, own_address, tunnel, until};
 
 /// What a command has answered.
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
+pub struct Said {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
 impl Said {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {} {}", self.out, self.err))
     }
 }
@@ -37,14 +37,14 @@ fn command(folder: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-async fn say(folder: &Path, arguments: &[&str]) -> Said {
+pub async fn say(folder: &Path, arguments: &[&str]) -> Said {
     let output = tokio::time::timeout(PATIENCE, command(folder, arguments).output()).await.unwrap().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Said { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
 }
 
 impl Daemon {
-    async fn say(&self, arguments: &[&str]) -> Said {
+    pub async fn say(&self, arguments: &[&str]) -> Said {
         say(self.folder.path(), arguments).await
     }
 

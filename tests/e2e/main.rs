@@ -34,3 +34,4 @@ mod systemd;
 mod targets;
 mod tools;
 mod web;
+mod why;

@@ -33,7 +33,12 @@ impl Files {
     /// The folder cannot be made.
     pub fn open(folder: &Path) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o750).create(folder)?;
-        Ok(Self { newer: folder.join("events.jsonl"), older: folder.join("events.1.jsonl") })
+        Ok(Self::at(folder))
+    }
+
+    /// The same, of a folder that need not be there.
+    pub(super) fn at(folder: &Path) -> Self {
+        Self { newer: folder.join("events.jsonl"), older: folder.join("events.1.jsonl") }
     }
 
     /// Appends an event. The file is opened each time: events are rare, descriptors are not to be held for them, and a
