@@ -213,8 +213,8 @@ async fn of_a_list_the_first_target_that_is_connected_is_taken() {
         .replace("\"i-0123456789abcdef0\"", &format!("[\"{away}\", \"{there}\"]"));
     let daemon = Daemon::start(address, &config);
     let began = Instant::now();
-    let failed = daemon.event("failed").await;
-    assert_eq!(failed.field("class"), "target not connected", "{}", failed.text);
+    let passed_over = daemon.event("target_passed_over").await;
+    assert!(passed_over.field("reason").contains("TargetNotConnected"), "{}", passed_over.text);
     daemon.event("ready").await;
     assert!(began.elapsed() < Duration::from_secs(5), "the next target was not tried at once");
     assert!(lab.status().sessions.values().all(|session| session.target == there));
