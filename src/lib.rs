@@ -8,7 +8,8 @@
 //!              └─ tunnel (pure state machine) ◄─────┘ events
 //! ```
 //!
-//! Imports point down only: `cli` → `driver` → (`aws`, `plugin`, `gateway`, `proxy`, `probe`, `control`, `systemd`) → `network`,
+//! Imports point down only: `cli` → `driver` → (`aws`, `plugin`, `gateway`, `proxy`, `probe`, `control`, `systemd`,
+//! `hook`) → `network`,
 //! `tunnel`, `config`. Log lines are `telemetry`'s business.
 
 pub mod aws;
@@ -19,6 +20,7 @@ pub mod driver;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod gateway;
+pub mod hook;
 pub mod network;
 pub mod plugin;
 pub mod probe;

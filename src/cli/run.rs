@@ -10,11 +10,12 @@ use std::time::Duration;
 use anyhow::Context as _;
 use nix::sys::resource::{Resource, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 use tracing::{error, info};
 
 use super::{EXIT_CONFIG, EXIT_OS, EXIT_UNAVAILABLE, RunArgs};
 use crate::aws::sdk::Clients;
-use crate::config::{self, Tunnel};
+use crate::config::{self, Hook, Tunnel};
 use crate::control::access::Access;
 use crate::control::place;
 use crate::driver::Shared;
@@ -22,6 +23,7 @@ use crate::driver::folder::Folder;
 use crate::driver::service::Service;
 use crate::driver::tunnels::{Tunnels, bind};
 use crate::gateway::Authority;
+use crate::hook::Hooks;
 use crate::network::Environment;
 use crate::plugin::version::Versions;
 use crate::systemd::fdstore::{self, Kept};
@@ -32,6 +34,11 @@ use crate::telemetry::{self, Format};
 /// A disk that does not take the last events in this time does not get them: systemd's patience is limited.
 const LAST_EVENTS: Duration = Duration::from_millis(500);
 
+/// For the hooks that tell of the end. Hooks that tell of its beginning have had the tunnels' time too.
+const LAST_HOOKS: Duration = Duration::from_secs(2);
+/// Since the daemon was told to stop, when the tunnels have needed all of their time: hooks are cut short then.
+const STOPPED: Duration = Duration::from_millis(14_500);
+
 /// Runs the tunnels; returns the exit status.
 pub fn run(args: &RunArgs) -> ExitCode {
     // Before a file is opened that could take a socket's number.
@@ -41,8 +48,8 @@ pub fn run(args: &RunArgs) -> ExitCode {
         eprintln!("autossm: {error}");
         return ExitCode::from(EXIT_CONFIG);
     }
-    let tunnels = match read(args) {
-        Ok(tunnels) => tunnels,
+    let wanted = match read(args) {
+        Ok(wanted) => wanted,
         Err(text) => return invalid(args.log_format, &text),
     };
     // One thread: what goes through a plugin is limited by the plugin, and a second thread costs memory.
@@ -50,14 +57,14 @@ pub fn run(args: &RunArgs) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return os_fault(&error.into()),
     };
-    let code = runtime.block_on(serve(args, tunnels, kept, &recorder));
+    let code = runtime.block_on(serve(args, wanted, kept, &recorder));
     // A name look-up that hangs in a thread of its own must not keep the process.
     runtime.shutdown_background();
     code
 }
 
-async fn serve(args: &RunArgs, tunnels: Vec<Tunnel>, kept: Vec<Kept>, recorder: &Recorder) -> ExitCode {
-    let bound = match bind(tunnels, kept) {
+async fn serve(args: &RunArgs, wanted: Wanted, kept: Vec<Kept>, recorder: &Recorder) -> ExitCode {
+    let bound = match bind(wanted.tunnels, kept) {
         Ok(bound) => bound,
         Err(errors) => {
             for error in &errors {
@@ -67,6 +74,8 @@ async fn serve(args: &RunArgs, tunnels: Vec<Tunnel>, kept: Vec<Kept>, recorder: 
             return ExitCode::from(EXIT_UNAVAILABLE);
         }
     };
+    let mut hooks = Hooks::new(recorder);
+    hooks.configure(wanted.hooks);
     let started = prepare(args, recorder).and_then(|shared| {
         // First: from here on there is something to clean up.
         let signals = Signals::new().context("signal handlers")?;
@@ -79,10 +88,11 @@ async fn serve(args: &RunArgs, tunnels: Vec<Tunnel>, kept: Vec<Kept>, recorder: 
     let service = Service::start(tunnels.views());
     while signals.next().await == Request::Reload {
         service.reloading();
-        let refusal = reload(args, &mut tunnels).await;
+        let refusal = reload(args, &mut tunnels, &mut hooks).await;
         service.reloaded(refusal.as_deref());
     }
     info!(event = "stopping", "stopping");
+    let at_last = Instant::now() + STOPPED;
     notify::stopping();
     // The last line is theirs too.
     let _histories = recorder.all();
@@ -93,27 +103,41 @@ async fn serve(args: &RunArgs, tunnels: Vec<Tunnel>, kept: Vec<Kept>, recorder: 
         })
         .await;
     info!(event = "stopped", "stopped");
-    recorder.flush(LAST_EVENTS).await;
+    let until = at_last.min(Instant::now() + LAST_HOOKS).max(Instant::now() + LAST_EVENTS);
+    tokio::join!(hooks.stop(until), recorder.flush(LAST_EVENTS));
     ExitCode::SUCCESS
 }
 
-/// The tunnels that this process is to run, or all that is wrong with the configuration.
-fn read(args: &RunArgs) -> Result<Vec<Tunnel>, String> {
+/// What this process is to run.
+struct Wanted {
+    tunnels: Vec<Tunnel>,
+    hooks: Vec<Hook>,
+}
+
+/// The tunnels that this process is to run, with the hooks that are for any of them, or all that is wrong with the
+/// configuration.
+fn read(args: &RunArgs) -> Result<Wanted, String> {
     let config = config::load(&args.config.path).map_err(|problems| problems.to_string())?;
     let tunnels = config.select(&args.tunnels).map_err(|unknown| unknown.to_string())?;
     if tunnels.is_empty() {
         let file = args.config.path.display();
         return Err(format!("{file}: no tunnel is enabled; name those to run, or write enabled = true"));
     }
-    Ok(tunnels.into_iter().cloned().collect())
+    let is_for_us = |hook: &&Hook| {
+        let names = hook.tunnels.as_ref();
+        names.is_none_or(|names| tunnels.iter().any(|tunnel| names.contains(&tunnel.name)))
+    };
+    let hooks = config.hooks.iter().filter(is_for_us).cloned().collect();
+    Ok(Wanted { tunnels: tunnels.into_iter().cloned().collect(), hooks })
 }
 
 /// Takes on the file as it is now. One with errors is refused whole, and everything stays as it was.
 /// The first of them is returned.
-async fn reload(args: &RunArgs, tunnels: &mut Tunnels) -> Option<String> {
+async fn reload(args: &RunArgs, tunnels: &mut Tunnels, hooks: &mut Hooks) -> Option<String> {
     let refused = match read(args) {
-        Ok(wanted) => match tunnels.reload(wanted).await {
+        Ok(wanted) => match tunnels.reload(wanted.tunnels).await {
             Ok(()) => {
+                hooks.configure(wanted.hooks);
                 info!(event = "reloaded", "configuration reloaded");
                 return None;
             }

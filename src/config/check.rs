@@ -4,41 +4,65 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use toml::Spanned;
+
 use super::file::{File, Section};
+use super::hook;
 use super::keys;
 use super::problem::{Report, quoted};
 use super::{Config, GatewayMode, Identity, Listen, Rotate, Tunnel};
 
 /// The configuration, whole if nothing was reported.
 pub(super) fn check(file: File, report: &mut Report<'_>) -> Config {
-    names(&file, report);
+    names("tunnel", file.tunnels.iter().filter_map(|tunnel| tunnel.name.as_ref()), report);
+    names("hook", file.hooks.iter().filter_map(|hook| hook.name.as_ref()), report);
+    tunnels_of_hooks(&file, report);
     addresses(&file, report);
-    let File { defaults, tunnels } = file;
+    let File { defaults, tunnels, hooks } = file;
+    let hooks = hooks.into_iter().filter_map(|hook| hook::whole(hook, report)).collect();
     let tunnels = tunnels.into_iter().filter_map(|tunnel| {
         required(&tunnel, &defaults, report);
         companions(&tunnel, &defaults, report);
         merged(tunnel, &defaults)
     });
-    Config { tunnels: tunnels.collect() }
+    Config { tunnels: tunnels.collect(), hooks }
 }
 
-fn names(file: &File, report: &mut Report<'_>) {
+fn names<'a>(of: &str, names: impl Iterator<Item = &'a Spanned<String>>, report: &mut Report<'_>) {
     let mut first = BTreeMap::new();
-    for name in file.tunnels.iter().filter_map(|tunnel| tunnel.name.as_ref()) {
+    for name in names {
         let line = report.line(&name.span());
         if let Some(first) = first.get(name.get_ref()) {
             let what =
-                format!("name: {} is already the name of the tunnel at line {first}", quoted(name.get_ref()));
-            report.wrong(name.span(), what, "give each tunnel a name of its own");
+                format!("name: {} is already the name of the {of} at line {first}", quoted(name.get_ref()));
+            report.wrong(name.span(), what, format!("give each {of} a name of its own"));
         } else {
             first.insert(name.get_ref(), line);
         }
     }
 }
 
+/// A hook of a tunnel that there is not would be silent for ever.
+fn tunnels_of_hooks(file: &File, report: &mut Report<'_>) {
+    let names =
+        || file.tunnels.iter().filter_map(|tunnel| tunnel.name.as_ref()).map(|name| name.get_ref().as_str());
+    for tunnel in file.hooks.iter().flat_map(|hook| hook.tunnels.iter().flatten()) {
+        let name = tunnel.get_ref();
+        if !names().any(|known| known == name) {
+            let help = match keys::nearest(name, names()) {
+                Some(near) => format!("did you mean \"{near}\"?"),
+                None => {
+                    "write the name of a [[tunnel]] of this file, or leave `tunnels` out for all".to_owned()
+                }
+            };
+            report.wrong(tunnel.span(), format!("hook.tunnels: there is no tunnel {}", quoted(name)), help);
+        }
+    }
+}
+
 /// Disabled tunnels too: each of them can be run by its name, beside all the others.
 fn addresses(file: &File, report: &mut Report<'_>) {
-    let mut seen: Vec<(&toml::Spanned<Listen>, &Section)> = Vec::new();
+    let mut seen: Vec<(&Spanned<Listen>, &Section)> = Vec::new();
     for tunnel in &file.tunnels {
         for listen in tunnel.listen.iter().flatten() {
             let taken = seen.iter().find(|(other, _)| other.get_ref().overlaps(listen.get_ref()));
@@ -111,7 +135,7 @@ fn merged(own: Section, defaults: &Section) -> Option<Tunnel> {
     let seconds = Duration::from_secs;
     Some(Tunnel {
         name: own.name?.into_inner(),
-        listen: own.listen?.into_iter().map(toml::Spanned::into_inner).collect(),
+        listen: own.listen?.into_iter().map(Spanned::into_inner).collect(),
         target: own.target?,
         remote_host: pick!(remote_host),
         remote_port: pick!(remote_port)?,
@@ -122,14 +146,14 @@ fn merged(own: Section, defaults: &Section) -> Option<Tunnel> {
             region: pick!(region),
             profile: pick!(profile),
             role_arn: pick!(role_arn),
-            external_id: pick!(external_id).map(toml::Spanned::into_inner),
+            external_id: pick!(external_id).map(Spanned::into_inner),
             endpoint_url: pick!(endpoint_url),
             ca_file: pick!(ca_file),
         },
         stream_endpoint: pick!(stream_endpoint),
         kms_endpoint: pick!(kms_endpoint),
         document: pick!(document),
-        parameters: pick!(parameters).map(toml::Spanned::into_inner).unwrap_or_default(),
+        parameters: pick!(parameters).map(Spanned::into_inner).unwrap_or_default(),
         reason: pick!(reason),
         hold: pick!(hold).unwrap_or(seconds(30)),
         max_held: pick!(max_held).map_or(512, usize::from),

@@ -1,4 +1,4 @@
-//! The file's shape: `[defaults]` and `[[tunnel]]`, read key by key, so that one error does not hide the next.
+//! The file's shape: `[defaults]`, `[[tunnel]]` and `[[hook]]`, read key by key, so that one error does not hide the next.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::hook::{self, HookSection};
 use super::keys;
 use super::problem::{Report, quoted};
 use super::value::{Given, Value};
@@ -62,6 +63,7 @@ pub(super) struct Section {
 pub(super) struct File {
     pub defaults: Section,
     pub tunnels: Vec<Section>,
+    pub hooks: Vec<HookSection>,
 }
 
 /// Which table a key stands in.
@@ -69,6 +71,7 @@ pub(super) struct File {
 enum Place {
     Defaults,
     Tunnel,
+    Hook,
 }
 
 /// Reads all that can be read; what cannot is in the report.
@@ -80,7 +83,16 @@ pub(super) fn read(document: &DeTable<'_>, report: &mut Report<'_>) -> File {
             Some(Place::Defaults) => defaults(value, &mut file, report),
             Some(Place::Tunnel) => {
                 tunnels_given |= !value.get_ref().as_array().is_some_and(|list| list.is_empty());
-                tunnels(value, &mut file, report);
+                let add = |table: &DeTable<'_>, span, report: &mut Report<'_>| {
+                    file.tunnels.push(section(table, span, Place::Tunnel, report));
+                };
+                list("tunnel", value, report, add);
+            }
+            Some(Place::Hook) => {
+                let add = |table: &DeTable<'_>, span, report: &mut Report<'_>| {
+                    file.hooks.push(hook::read(table, span, report));
+                };
+                list("hook", value, report, add);
             }
             None => {}
         }
@@ -101,23 +113,29 @@ fn defaults(value: &Value<'_>, file: &mut File, report: &mut Report<'_>) {
     }
 }
 
-/// One table in single brackets is read as the tunnel that it was meant to be.
-fn tunnels(value: &Value<'_>, file: &mut File, report: &mut Report<'_>) {
-    let mut add = |value: &Value<'_>, report: &mut Report<'_>| {
-        let table = value.get_ref().as_table();
-        file.tunnels.extend(table.map(|table| section(table, value.span(), Place::Tunnel, report)));
-        table.is_some()
-    };
+/// A list of tables. One table in single brackets is read as what it was meant to be.
+fn list(
+    what: &str,
+    value: &Value<'_>,
+    report: &mut Report<'_>,
+    mut add: impl FnMut(&DeTable<'_>, Range<usize>, &mut Report<'_>),
+) {
     if let DeValue::Array(list) = value.get_ref() {
         for value in list.iter() {
-            if !add(value, report) {
-                report.wrong(value.span(), "a tunnel is a table", "write `[[tunnel]]` with its keys beneath");
+            match value.get_ref().as_table() {
+                Some(table) => add(table, value.span(), report),
+                None => {
+                    let help = format!("write `[[{what}]]` with its keys beneath");
+                    report.wrong(value.span(), format!("a {what} is a table"), help);
+                }
             }
         }
-    } else {
-        let what = "`tunnel` is a list of tables, one for each tunnel";
-        report.wrong(value.span(), what, "write `[[tunnel]]`, in double brackets");
-        add(value, report);
+        return;
+    }
+    let wrong = format!("`{what}` is a list of tables, one for each {what}");
+    report.wrong(value.span(), wrong, format!("write `[[{what}]]`, in double brackets"));
+    if let Some(table) = value.get_ref().as_table() {
+        add(table, value.span(), report);
     }
 }
 
@@ -163,6 +181,7 @@ fn known_table(key: &Spanned<Cow<'_, str>>, value: &Value<'_>, report: &mut Repo
     match name {
         "defaults" => return Some(Place::Defaults),
         "tunnel" => return Some(Place::Tunnel),
+        "hook" => return Some(Place::Hook),
         _ if is_secret(name) => {
             secret(name, key.span(), report);
             return None;
@@ -184,10 +203,14 @@ fn known_table(key: &Spanned<Cow<'_, str>>, value: &Value<'_>, report: &mut Repo
             (false, _) => "put it under its [[tunnel]]".to_owned(),
         }
     } else {
-        match keys::nearest(name, ["defaults", "tunnel"]).filter(|_| is_table) {
+        match keys::nearest(name, ["defaults", "tunnel", "hook"]).filter(|_| is_table) {
             Some("tunnel") => {
                 place = Some(Place::Tunnel);
                 "did you mean `[[tunnel]]`?".to_owned()
+            }
+            Some("hook") => {
+                place = Some(Place::Hook);
+                "did you mean `[[hook]]`?".to_owned()
             }
             Some(_) => {
                 place = Some(Place::Defaults);
@@ -195,7 +218,10 @@ fn known_table(key: &Spanned<Cow<'_, str>>, value: &Value<'_>, report: &mut Repo
             }
             None => match keys::meant(name).filter(|_| !is_table) {
                 Some(key) => format!("did you mean `{}`, in a [[tunnel]]?", key.name),
-                None => "a file has `[defaults]`, and a `[[tunnel]]` for each tunnel".to_owned(),
+                None => {
+                    "a file has `[defaults]`, a `[[tunnel]]` for each tunnel, and a `[[hook]]` for each hook"
+                        .to_owned()
+                }
             },
         }
     };

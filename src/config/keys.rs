@@ -1,13 +1,18 @@
 //! Every key that a tunnel can have, in one table: what it takes, its default, what it is for, and where its value goes.
 //!
-//! A key whose value is a table has a table of keys of its own ([`super::probe`]).
+//! A key whose value is a table has a table of keys of its own ([`super::probe`]), and so has a `[[hook]]`
+//! ([`super::hook`]).
 //!
 //! The table decides what an unknown key is and which one was meant, what may stand in `[defaults]`, and what the
 //! reference in `docs/configuration.md` says.
 
+use std::ops::Range;
 use std::time::Duration;
 
-use super::file::Section;
+use toml::de::DeTable;
+
+use super::file::{Section, is_secret, secret};
+use super::problem::{Report, quoted};
 use super::value::Given;
 use super::{endpoint, identity, listen, probe, size, target, text};
 
@@ -353,6 +358,54 @@ pub(super) static KEYS: &[TunnelKey] = &[
         "AWS's plugin. A name is looked for in `PATH`, then in `/usr/local/sessionmanagerplugin/bin`.",
     ),
 ];
+
+/// A table of other keys than a tunnel's.
+pub(super) struct Table<S: 'static> {
+    /// Its keys.
+    pub keys: &'static [Key<S>],
+    /// What stands before a key in what is reported, with a dot behind.
+    pub prefix: &'static str,
+    /// One of them, with its article.
+    pub one: &'static str,
+}
+
+/// The keys that stand in a table, and where.
+pub(super) type Places = Vec<(&'static str, Range<usize>)>;
+
+impl<S: std::default::Default> Table<S> {
+    /// Reads what can be read; what cannot is in the report.
+    pub(super) fn read(&self, table: &DeTable<'_>, report: &mut Report<'_>) -> (S, Places) {
+        let (mut section, mut places) = (S::default(), Vec::new());
+        for (written, value) in table {
+            let name = written.get_ref().as_ref();
+            match self.keys.iter().find(|key| key.name == name) {
+                Some(key) => {
+                    places.push((key.name, written.span()));
+                    let mut given =
+                        Given { key: key.name, table: self.prefix, form: &key.form, value, report };
+                    key.read(&mut section, &mut given);
+                }
+                None if is_secret(name) => secret(name, written.span(), report),
+                None => {
+                    let help = match meant_in(self.keys, name) {
+                        Some(key) => {
+                            places.push((key.name, written.span()));
+                            format!("did you mean `{}`? it takes {}", key.name, key.form)
+                        }
+                        None => {
+                            let names: Vec<_> =
+                                self.keys.iter().map(|key| format!("`{}`", key.name)).collect();
+                            format!("{} has {}", self.one, names.join(", "))
+                        }
+                    };
+                    let what = format!("unknown key {} in {}", quoted(name), self.one);
+                    report.wrong(written.span(), what, help);
+                }
+            }
+        }
+        (section, places)
+    }
+}
 
 /// The tunnel's key of this name.
 pub(super) fn find(name: &str) -> Option<&'static Key> {

@@ -66,7 +66,7 @@ pub fn has_no_tunnel(path: &Path) -> bool {
         Err(error) => return error.kind() == io::ErrorKind::NotFound,
     };
     let table = text.strip_prefix('\u{feff}').unwrap_or(&text).parse::<toml::Table>();
-    table.is_ok_and(|table| table.keys().all(|key| key == "defaults"))
+    table.is_ok_and(|table| table.keys().all(|key| key == "defaults" || key == "hook"))
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {

@@ -8,6 +8,7 @@ mod check;
 mod duration;
 mod endpoint;
 mod file;
+mod hook;
 mod identity;
 mod keys;
 mod listen;
@@ -28,19 +29,45 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use hook::{event_names, key_names as hook_key_names};
 pub use keys::names as key_names;
 pub use load::{has_no_tunnel, load, parse};
 pub use probe::{Probe, ProbeKind, Tls, key_names as probe_key_names};
 pub(crate) use problem::quoted as problem_text;
 pub use problem::{Position, Problem, Problems};
-pub use reference::{manual, probe_reference, reference};
+pub use reference::{hook_reference, manual, probe_reference, reference};
 pub use select::UnknownTunnel;
 
-/// Every tunnel of the file, in its order, disabled ones included.
+/// The whole file, tunnels in its order, disabled ones included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// At least one; names and listen addresses are unique.
     pub tunnels: Vec<Tunnel>,
+    /// Commands that are run when something happens; names are unique.
+    pub hooks: Vec<Hook>,
+}
+
+/// One `[[hook]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// For the log.
+    pub name: String,
+    /// Words of the catalog.
+    pub events: Vec<String>,
+    /// Whose events; `None` is everybody's.
+    pub tunnels: Option<Vec<String>>,
+    /// An absolute path.
+    pub program: PathBuf,
+    /// What it is called with.
+    pub arguments: Vec<String>,
+    /// It is killed after this.
+    pub timeout: Duration,
+    /// In the long run it is started once in this time.
+    pub min_interval: Duration,
+    /// So many may follow one another at once after a quiet time, and wait for their turn.
+    pub burst: usize,
+    /// Names of the daemon's variables that it gets.
+    pub environment: Vec<String>,
 }
 
 /// One `[[tunnel]]`, with `[defaults]` applied.

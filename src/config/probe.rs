@@ -1,15 +1,13 @@
 //! `[tunnel.probe]`: how the destination is looked after.
 
-use std::ops::Range;
 use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::file::{is_secret, secret};
 use super::keys::Default::{Absent, Required, Value};
 use super::keys::Form::{Count, Duration as Period, Other, Switch};
-use super::keys::{Key, meant_in, nearest};
+use super::keys::{Key, Places, Table, nearest};
 use super::problem::quoted;
 use super::value::{Given, Wrong, described};
 
@@ -93,7 +91,7 @@ const LONGEST: usize = 4096;
 /// What the table gives; what is absent, or wrong and reported, is `None`.
 #[derive(Default)]
 pub(super) struct ProbeSection {
-    given: Vec<(&'static str, Range<usize>)>,
+    given: Places,
     kind: Option<&'static str>,
     interval: Option<Duration>,
     timeout: Option<Duration>,
@@ -174,6 +172,8 @@ pub(super) static PROBE_KEYS: &[ProbeKey] = &[
     .also(&["receive"]),
 ];
 
+const TABLE: Table<ProbeSection> = Table { keys: PROBE_KEYS, prefix: "probe.", one: "a probe" };
+
 /// Reads the table, or `"off"`.
 pub(super) fn read(given: &mut Given<'_, '_>) -> Option<Option<Probe>> {
     let value = given.value;
@@ -186,32 +186,8 @@ pub(super) fn read(given: &mut Given<'_, '_>) -> Option<Option<Probe>> {
             return given.wrong(Wrong::new(what, help));
         }
     };
-    let mut section = ProbeSection::default();
-    for (written, value) in table {
-        let name = written.get_ref().as_ref();
-        match PROBE_KEYS.iter().find(|key| key.name == name) {
-            Some(key) => {
-                section.given.push((key.name, written.span()));
-                let report = &mut *given.report;
-                let mut given = Given { key: key.name, table: "probe.", form: &key.form, value, report };
-                key.read(&mut section, &mut given);
-            }
-            None if is_secret(name) => secret(name, written.span(), given.report),
-            None => {
-                let help = match meant_in(PROBE_KEYS, name) {
-                    Some(key) => {
-                        section.given.push((key.name, written.span()));
-                        format!("did you mean `{}`? it takes {}", key.name, key.form)
-                    }
-                    None => {
-                        let names: Vec<_> = PROBE_KEYS.iter().map(|key| format!("`{}`", key.name)).collect();
-                        format!("a probe has {}", names.join(", "))
-                    }
-                };
-                given.report.wrong(written.span(), format!("unknown key {} in a probe", quoted(name)), help);
-            }
-        }
-    }
+    let (mut section, places) = TABLE.read(table, given.report);
+    section.given = places;
     whole(section, given).map(Some)
 }
 

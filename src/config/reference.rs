@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::duration::shown;
+use super::hook::HOOK_KEYS;
 use super::keys::{Default, Form, KEYS, Key};
 use super::probe::PROBE_KEYS;
 
@@ -14,6 +15,11 @@ pub fn reference() -> String {
 /// The reference of the keys of `[tunnel.probe]`, likewise.
 pub fn probe_reference() -> String {
     table(PROBE_KEYS)
+}
+
+/// The reference of the keys of `[[hook]]`, likewise.
+pub fn hook_reference() -> String {
+    table(HOOK_KEYS)
 }
 
 fn table<S>(keys: &[Key<S>]) -> String {
@@ -31,6 +37,8 @@ pub fn manual(version: &str) -> String {
     text += &entries(KEYS);
     text += ".SH KEYS OF [tunnel.probe]\n";
     text += &entries(PROBE_KEYS);
+    text += ".SH KEYS OF [[hook]]\n";
+    text += &entries(HOOK_KEYS);
     text + MANUAL_END
 }
 

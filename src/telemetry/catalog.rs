@@ -646,6 +646,25 @@ pub static ENTRIES: &[Entry] = &[
                If it happens again, look at the disk of the state directory.",
     },
     Entry {
+        event: "hook_failed",
+        id: "5b0f6d8e2f0a4b7d9c3e61a74d28f9b2",
+        subject: "A hook has failed",
+        text: "The command of the hook @AUTOSSM_HOOK@ of the configuration could not be run, has exited with\n\
+               another status than 0, or was killed: @AUTOSSM_REASON@. Nobody was told of the event\n\
+               @AUTOSSM_OF@ by it; it is not tried again, but counted for the next call. No tunnel is\n\
+               concerned. This line is written once a minute at the most.\n\n\
+               Run the command as the daemon's user with a line of `autossm events --json` on its standard\n\
+               input. What it prints is in the log at the level debug: `--log-level info,autossm::hook=debug`.",
+    },
+    Entry {
+        event: "hook_behind",
+        id: "c1d7f3a05e8846329b2b7fd0a6e4913c",
+        subject: "A hook was not run for some events",
+        text: "More has happened than the hook @AUTOSSM_HOOK@ may be run for (`burst`, `min_interval`), or than it can\n\
+               keep up with: @AUTOSSM_LEFT_OUT@ events were left out. It has the newest, and is told the number.\n\n\
+               Nothing has to be done. `autossm events` has all of them.",
+    },
+    Entry {
         event: "line_feed_restored",
         id: "d5890bfabbab4998b55e3222913ce65f",
         subject: "A changed byte was put right",

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use std::{io, thread};
 
@@ -55,7 +55,11 @@ struct Inner {
     failing: AtomicBool,
     /// Events that the disk was too slow for.
     lost: AtomicU64,
+    /// Who hears of every event.
+    listener: OnceLock<Listener>,
 }
+
+type Listener = Box<dyn Fn(&Arc<Event>) + Send + Sync>;
 
 #[derive(Default)]
 struct Open {
@@ -91,6 +95,12 @@ impl Recorder {
         history
     }
 
+    /// Has every event told to `listener` from now on, once in a process. It is called while the line is being written: it
+    /// must return at once and write no line itself. Events of the whole process have no tunnel, unless there is only one.
+    pub fn listen(&self, listener: impl Fn(&Arc<Event>) + Send + Sync + 'static) {
+        let _ = self.0.listener.set(Box::new(listener));
+    }
+
     /// Every history that is open.
     pub fn all(&self) -> Vec<Arc<History>> {
         self.0.open().histories.values().filter_map(Weak::upgrade).collect()
@@ -114,9 +124,14 @@ impl Recorder {
 
     fn take(&self, tunnel: Option<String>, event: Event) {
         let Some(tunnel) = tunnel else {
-            for history in self.all() {
-                self.record(&history, event.clone());
+            let histories = self.all();
+            if let [only] = histories.as_slice() {
+                return self.record(only, event);
             }
+            for history in histories {
+                self.keep(&history, event.clone());
+            }
+            self.tell(&Arc::new(event));
             return;
         };
         if let Some(history) = self.find(&tunnel) {
@@ -131,9 +146,20 @@ impl Recorder {
     }
 
     fn record(&self, history: &Arc<History>, event: Event) {
+        let event = self.keep(history, event);
+        self.tell(&event);
+    }
+
+    fn tell(&self, event: &Arc<Event>) {
+        if let Some(listener) = self.0.listener.get() {
+            listener(event);
+        }
+    }
+
+    fn keep(&self, history: &Arc<History>, event: Event) -> Arc<Event> {
         let event = history.add(event);
         if !history.has_files() {
-            return;
+            return event;
         }
         let mut writer = self.0.writer();
         let sender = writer.get_or_insert_with(|| {
@@ -149,9 +175,10 @@ impl Recorder {
             }
             sender
         });
-        if sender.try_send(Job::Write(history.clone(), event)).is_err() {
+        if sender.try_send(Job::Write(history.clone(), event.clone())).is_err() {
             self.0.lost.fetch_add(1, Relaxed);
         }
+        event
     }
 
     fn work(&self, mut jobs: mpsc::Receiver<Job>) {

@@ -6,6 +6,10 @@ use autossm::config;
 
 use crate::{parse, root};
 
+fn keys() -> impl Iterator<Item = &'static str> {
+    config::key_names().chain(config::probe_key_names()).chain(config::hook_key_names())
+}
+
 #[test]
 fn the_example_is_right_and_shows_every_key() {
     let path = root().join("config.example.toml");
@@ -15,12 +19,12 @@ fn the_example_is_right_and_shows_every_key() {
     let text = fs::read_to_string(path).unwrap();
     let shown = |line: &str| {
         let key = line.strip_prefix("# ").and_then(|line| line.split_once(" = ")).map(|(key, _)| key);
-        key.is_some_and(|key| config::key_names().chain(config::probe_key_names()).any(|name| name == key))
+        key.is_some_and(|key| keys().any(|name| name == key))
     };
     let lines = text.lines().map(|line| if shown(line) { &line[2..] } else { line });
     let text = lines.collect::<Vec<_>>().join("\n");
     parse(&text).unwrap_or_else(|problems| panic!("{problems}"));
-    for key in config::key_names().chain(config::probe_key_names()) {
+    for key in keys() {
         if ["probe", "send", "expect"].contains(&key) {
             assert!(text.contains("[tunnel.probe]"), "the example lacks a probe");
             continue;
@@ -34,7 +38,7 @@ fn the_example_is_right_and_shows_every_key() {
 fn the_references_are_current() {
     let path = root().join("docs/configuration.md");
     let mut text = fs::read_to_string(&path).unwrap();
-    let tables = [config::reference(), config::probe_reference()];
+    let tables = [config::reference(), config::probe_reference(), config::hook_reference()];
     let mut from = 0;
     for table in tables {
         let start =

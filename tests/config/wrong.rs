@@ -154,7 +154,7 @@ fn a_wrong_line_is_the_only_problem() {
             "the host's role",
         ),
         ("[default]", "6:2: unknown table `default`", "did you mean `[defaults]`?"),
-        ("[settings]", "6:2: unknown table `settings`", "`[defaults]`, and a `[[tunnel]]`"),
+        ("[settings]", "6:2: unknown table `settings`", "`[defaults]`, a `[[tunnel]]`"),
         ("[parameters]\na = \"b\"", "6:2: `parameters` is outside of any tunnel", "`[tunnel.parameters]`"),
         ("[defaults]\nregoin = 1", "7:1: unknown key `regoin` in [defaults]", "did you mean `region`?"),
         ("[defaults]\nname = \"x\"", "7:1: `name` is not allowed in [defaults]", "its own `name`"),
@@ -357,4 +357,55 @@ fn a_wrong_default_is_said_once() {
     assert_eq!(found.len(), 1, "{found:#?}");
     let found = said(&format!("[defaults]\nhold = 30\n{GOOD}hold = \"1s\"\n"));
     assert_eq!(found[0].0, "2:8: hold: `30` has no unit");
+}
+
+#[test]
+fn a_wrong_hook_is_the_only_problem() {
+    let hook = "[[hook]]\nname = \"chat\"\nevents = \"lost\"\ncommand = \"/bin/chat\"\n";
+    assert_eq!(parse(&format!("{GOOD}{hook}")).unwrap().hooks.len(), 1);
+    for (line, what, help) in [
+        ("timeout = 10", "10:11: hook.timeout: `10` has no unit", "\"10s\" for seconds"),
+        ("burst = 0", "10:9: hook.burst: 0 is too small", "from 1 to 100"),
+        ("timout = \"1s\"", "10:1: unknown key `timout` in a hook", "did you mean `timeout`?"),
+        ("url = \"x\"", "10:1: unknown key `url` in a hook", "a hook has `name`, `events`"),
+        ("webhook_token = \"x\"", "10:1: `webhook_token`: secrets do not belong in this file", "take it out"),
+        ("tunnels = \"b\"", "10:11: hook.tunnels: there is no tunnel `b`", "did you mean \"a\"?"),
+        ("tunnels = [\"other\"]", "10:12: hook.tunnels: there is no tunnel `other`", "leave `tunnels` out"),
+        (
+            "environment = \"A=1\"",
+            "10:15: hook.environment: `A=1` is not a variable's name",
+            "the name alone",
+        ),
+    ] {
+        let said = said(&format!("{GOOD}{hook}{line}\n"));
+        assert!(said.len() == 1 && said[0].0 == what && said[0].1.contains(help), "{line}: {said:?}");
+    }
+    for (right, wrong, what, help) in [
+        ("\"lost\"", "\"losst\"", "8:10: hook.events: `losst` is no event", "did you mean \"lost\"?"),
+        ("\"lost\"", "[\"lost\", \"*\"]", "8:19: hook.events: `*` is no event", "such as \"lost\""),
+        ("\"lost\"", "[\"lost\", \"lost\"]", "8:19: hook.events: `lost` is in the list twice", "keep one"),
+        (
+            "\"lost\"",
+            "\"hook_failed\"",
+            "8:10: hook.events: no hook is run for the event `hook_failed`",
+            "others",
+        ),
+        ("\"/bin/chat\"", "\"chat\"", "9:11: hook.command: `chat` is not an absolute path", "begins with /"),
+        (
+            "\"/bin/chat\"",
+            "\"/bin/chat -x\"",
+            "9:11: hook.command: `/bin/chat -x` is a program with arguments in one string",
+            "[\"/bin/chat\", \"-x\"]",
+        ),
+        ("\"/bin/chat\"", "[]", "9:11: hook.command: the list is empty", "its path"),
+        ("\"chat\"", "\"Chat\"", "7:8: hook.name: `Chat` contains `C`", "\"chat\""),
+        ("command = \"/bin/chat\"", "", "6:1: hook `chat` has no `command`", "add `command = …`"),
+        ("[[hook]]", "[hook]", "6:1: `hook` is a list of tables, one for each hook", "`[[hook]]`"),
+        ("[[hook]]", "[[hooks]]", "6:3: unknown table `hooks`", "did you mean `[[hook]]`?"),
+    ] {
+        let said = said(&format!("{GOOD}{}", hook.replacen(right, wrong, 1)));
+        assert!(said.len() == 1 && said[0].0 == what && said[0].1.contains(help), "{wrong}: {said:?}");
+    }
+    let twice = said(&format!("{GOOD}{hook}{hook}"));
+    assert_eq!(twice[0].0, "11:8: name: `chat` is already the name of the hook at line 7");
 }

@@ -17,6 +17,7 @@ mod credentials;
 mod daemon;
 mod encrypted;
 mod faults;
+mod hooks;
 mod hostile;
 mod keepalive;
 mod life;
