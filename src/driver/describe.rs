@@ -1,5 +1,6 @@
 //! The tunnel as `autossm status` shows it.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -176,8 +177,8 @@ impl Driver {
             }),
             plugin_pid: session.plugin.as_ref().filter(|_| !seen.exited).map(super::Running::pid),
             open: core.open as u64,
-            up_bytes: 0,
-            down_bytes: 0,
+            up_bytes: session.route.as_ref().map_or(0, |route| route.up_bytes.load(Relaxed)),
+            down_bytes: session.route.as_ref().map_or(0, |route| route.down_bytes.load(Relaxed)),
             resumes: seen.resumes,
             agent_rtt_ms: seen.round_trip.map(millis),
             interruption,
@@ -206,6 +207,7 @@ fn named(step: Step) -> protocol::Step {
         Step::Failover => protocol::Step::Failover,
         Step::OpeningOver => protocol::Step::OpeningOver,
         Step::ResumingOver => protocol::Step::ResumingOver,
+        Step::Rotation => protocol::Step::Rotation,
         Step::DrainOver => protocol::Step::DrainOver,
         Step::StoppingOver => protocol::Step::StoppingOver,
     }

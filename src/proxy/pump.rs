@@ -288,6 +288,7 @@ impl<'a> Flow<'a> {
                     self.route.has_answered();
                 }
                 self.stats.moved_down(bytes.len());
+                self.route.down_bytes.fetch_add(bytes.len() as u64, Relaxed);
                 if self.down.is_empty() {
                     let written = written(self.client.try_write(bytes))?;
                     self.keep_down(bytes.get(written..).unwrap_or_default());
@@ -377,6 +378,7 @@ impl<'a> Flow<'a> {
         if sent > 0 {
             self.touched = true;
             self.stats.moved_up(sent);
+            self.route.up_bytes.fetch_add(sent as u64, Relaxed);
         }
         sent
     }

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -43,6 +43,10 @@ pub struct Route {
     /// Of the open ones, connections whose client has shut down its sending side: most have gone for good, some still wait for
     /// an answer.
     pub half_closed: AtomicUsize,
+    /// Bytes from clients that the plugin has taken.
+    pub up_bytes: AtomicU64,
+    /// Bytes that came from the plugin.
+    pub down_bytes: AtomicU64,
     /// Set by the driver while the data channel is down. A destination that cannot be heard is not silent: half-closed
     /// clients wait on.
     pub interrupted: AtomicBool,
@@ -66,6 +70,8 @@ impl Route {
             open: watch::Sender::new(0),
             stalled: watch::Sender::new(0),
             half_closed: AtomicUsize::new(0),
+            up_bytes: AtomicU64::new(0),
+            down_bytes: AtomicU64::new(0),
             interrupted: AtomicBool::new(false),
             doubted: AtomicBool::new(false),
             answered: watch::Sender::new(0),

@@ -15,6 +15,8 @@ pub enum Step {
     OpeningOver,
     /// An interrupted session is given up.
     ResumingOver,
+    /// A session has reached its age and gets a replacement.
+    Rotation,
     /// The open connections of a retired session are cut.
     DrainOver,
     /// The tunnel is stopped, whatever hangs.
@@ -44,7 +46,11 @@ impl Tunnel {
             };
             [failover, resuming, phase]
         });
-        let steps = slots.chain(sessions.flatten());
-        steps.filter(|(at, _)| *at > self.now).min_by_key(|(at, _)| *at)
+        let ready = self.sessions.iter().filter(|session| session.phase == Phase::Ready);
+        let rotations = ready.filter_map(|session| Some((self.rotates_at(session)?, Step::Rotation)));
+        let comes = |(at, _): &(Time, Step)| *at > self.now;
+        let next = slots.chain(sessions.flatten()).filter(comes).min_by_key(|(at, _)| *at);
+        // What is in order is told where nothing else is waited for.
+        next.or_else(|| rotations.filter(comes).min_by_key(|(at, _)| *at))
     }
 }

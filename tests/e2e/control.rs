@@ -73,7 +73,7 @@ async fn echoes(client: &mut TcpStream) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_says_all_that_there_is_to_know() {
     let lab = Lab::start(Options::default()).await.unwrap();
-    let daemon = Daemon::echo(&lab, "keepalive = \"1s\"").await;
+    let daemon = Daemon::echo(&lab, "keepalive = \"1s\"\nrotate = \"11h\"").await;
     let mut client = TcpStream::connect(daemon.address).await.unwrap();
     assert!(echoes(&mut client).await);
     let status = daemon.status("a round trip", |status| status["agent_rtt_ms"].is_f64()).await;
@@ -87,9 +87,11 @@ async fn status_says_all_that_there_is_to_know() {
     assert_eq!(session["plugin_pid"], daemon.plugins()[0].as_raw());
     assert_eq!((&session["open"], &session["encrypted"]), (&1.into(), &false.into()));
     assert!(session["agent_version"].is_string() && session["agent_rtt_ms"].is_f64(), "{session:#}");
+    assert_eq!((&session["up_bytes"], &session["down_bytes"]), (&5.into(), &5.into()));
     let connections = &status["connections"];
     assert_eq!((&connections["open"], &connections["served"]), (&1.into(), &1.into()));
     assert_eq!((&status["up_bytes"], &status["down_bytes"]), (&5.into(), &5.into()));
+    assert_eq!(status["next"]["what"], "rotation", "{status:#}");
     assert_eq!(status["metrics"]["session_starts"]["ok"], 1);
     assert!(status["metrics"]["agent_rtt_seconds"]["counts"].as_array().unwrap().len() == 12);
     let events: Vec<_> = status["events"].as_array().unwrap().iter().map(|event| &event["event"]).collect();

@@ -576,6 +576,15 @@ fn what_is_waited_for_is_named() {
     assert_eq!((Some(at), step), (world.tunnel.status().next_attempt, Step::Start));
     world.feed(STOP, 0.5);
     assert!(matches!(world.tunnel.next_step(), Some((_, Step::StoppingOver))));
+
+    let mut world = World::new(Settings { rotate: Rotate::At(3600 * SECOND), ..settings() });
+    let began = world.now;
+    world.about(1, SessionEvent::Started);
+    world.about(1, SessionEvent::Opened);
+    let (at, step) = world.tunnel.next_step().unwrap();
+    assert!(step == Step::Rotation && at <= began + 3600 * SECOND && at >= began + 3240 * SECOND, "{at:?}");
+    world.about(1, closed());
+    assert!(matches!(world.tunnel.next_step(), Some((_, Step::Failover))));
 }
 
 /// Session 1 with two connections, one of whose clients does not read.
