@@ -21,6 +21,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Restart(args) => Ok(cli::command::run(&args, &Request::Restart)?),
         Command::Drain(args) => Ok(cli::command::run(&args, &Request::Drain)?),
         Command::Resume(args) => Ok(cli::command::run(&args, &Request::Resume)?),
+        Command::Doctor(args) => Ok(cli::doctor::run(&args)?),
         Command::Wait(args) => Ok(cli::wait::run(&args)?),
     }
 }

@@ -17,9 +17,19 @@ use crate::tunnel::failure::{Class, Failure};
 const MESSAGE: usize = 500;
 
 /// A refused call: the failure, and the service's error code where there is one.
-pub(super) struct Refusal {
-    pub(super) code: Option<String>,
-    pub(super) failure: Failure,
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// Such as `AccessDeniedException`.
+    pub code: Option<String>,
+    /// Its class, and what was said.
+    pub failure: Failure,
+}
+
+impl Refusal {
+    /// IAM does not allow the call, as opposed to credentials that are good for nothing.
+    pub fn is_denied(&self) -> bool {
+        self.code.as_deref().is_some_and(|code| code.starts_with("AccessDenied"))
+    }
 }
 
 impl From<Failure> for Refusal {

@@ -64,13 +64,24 @@ impl Preferences {
 }
 
 /// `inputs.maxSessionDuration`, in minutes, of the document's content. An empty text means that there is none.
-fn maximum(content: &str) -> Option<Duration> {
+pub(super) fn maximum(content: &str) -> Option<Duration> {
+    minutes(content, "maxSessionDuration", 1440)
+}
+
+/// `inputs.idleSessionTimeout`, 1 to 60 minutes; `None` where the account says nothing of it.
+///
+/// <https://docs.aws.amazon.com/systems-manager/latest/userguide/session-preferences-timeout.html>
+pub(super) fn idle(content: &str) -> Option<Duration> {
+    minutes(content, "idleSessionTimeout", 60)
+}
+
+fn minutes(content: &str, input: &str, most: u64) -> Option<Duration> {
     let content: Value = serde_json::from_str(content).ok()?;
-    let minutes = match &content["inputs"]["maxSessionDuration"] {
+    let minutes = match &content["inputs"][input] {
         Value::String(text) => text.trim().parse::<u64>().ok()?,
         other => other.as_u64()?,
     };
-    (1..=1440).contains(&minutes).then(|| Duration::from_secs(60 * minutes))
+    (1..=most).contains(&minutes).then(|| Duration::from_secs(60 * minutes))
 }
 
 #[cfg(test)]

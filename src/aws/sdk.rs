@@ -390,5 +390,8 @@ fn is_online(node: &InstanceInformation) -> bool {
     node.ping_status == Some(PingStatus::Online)
 }
 
+mod inquiry;
 #[cfg(test)]
 mod tests;
+
+pub use inquiry::{Caller, Inquiry, SeenDocument, SeenNode};

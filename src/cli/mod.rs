@@ -3,6 +3,7 @@
 pub mod check;
 pub mod command;
 mod detail;
+pub mod doctor;
 pub mod events;
 pub mod import;
 pub mod paint;
@@ -71,6 +72,7 @@ Examples:
   autossm status                          What is every tunnel doing?
   autossm events -f billing-db            What happens to one?
   autossm why billing-db                  Why is it down, or was it?
+  autossm doctor billing-db               What is wrong with it?
 
 Exit status:
   0   all is well                         71  the operating system refused something
@@ -133,6 +135,14 @@ pub enum Command {
 
     /// Let a drained tunnel take connections again
     Resume(command::CommandArgs),
+
+    /// Look for what is wrong, and say what to do about it
+    ///
+    /// Looks at everything that the tunnels need: the plugin, the configuration, credentials and permissions, the way to AWS,
+    /// this host's clock, targets, documents and the account's timeouts, local addresses, file limits, systemd. Prints a line
+    /// for each, with a remedy where there is something to mend. Changes nothing, neither here nor at the service, and starts
+    /// no session.
+    Doctor(doctor::DoctorArgs),
 
     /// Wait until a tunnel is up
     Wait(wait::WaitArgs),

@@ -3,6 +3,7 @@
 
 mod connect;
 mod environment;
+mod issuer;
 mod proxies;
 mod trust;
 
@@ -44,6 +45,20 @@ impl Network {
             trust.config()?;
         }
         Ok(Self(Arc::new(Inner { proxies: Proxies::new(environment), trust })))
+    }
+
+    /// The proxy that `host` is reached through, as `HOST:PORT`; `None` where it is reached directly.
+    ///
+    /// # Errors
+    /// The environment names a proxy that cannot be used.
+    pub fn proxy_for(&self, host: &str, port: u16) -> Result<Option<String>, Failure> {
+        let proxy = self.0.proxies.way(host, port)?;
+        // Without the user and password that may stand before it.
+        Ok(proxy.map(|proxy| {
+            let uri = proxy.uri();
+            let port = uri.port_u16().map_or(String::new(), |port| format!(":{port}"));
+            format!("{}{port}", uri.host().unwrap_or_default())
+        }))
     }
 
     /// For TLS with somebody who is not reached this way, and is trusted on the same terms.

@@ -76,12 +76,23 @@ impl Versions {
     }
 }
 
+impl Version {
+    /// What the operator should know of a plugin of this version; `None` where all is well.
+    pub fn shortcoming(self) -> Option<String> {
+        if self == FROM_SOURCE {
+            Some("the plugin was built from source and does not say how old it is".to_owned())
+        } else if (OLDEST..SUPPORTED).contains(&self) {
+            Some(format!("the plugin is older than {SUPPORTED}, which AWS supports no longer"))
+        } else {
+            None
+        }
+    }
+}
+
 fn warn(plugin: &Path, version: Version) {
     let plugin = plugin.display();
-    if version == FROM_SOURCE {
-        tracing::warn!(%plugin, %version, "the plugin was built from source and does not say how old it is");
-    } else if (OLDEST..SUPPORTED).contains(&version) {
-        tracing::warn!(%plugin, %version, "the plugin is older than {SUPPORTED}, which AWS supports no longer");
+    if let Some(shortcoming) = version.shortcoming() {
+        tracing::warn!(%plugin, %version, "{shortcoming}");
     }
 }
 

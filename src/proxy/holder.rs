@@ -25,7 +25,7 @@ impl fmt::Display for Holder {
 
 /// The process that listens on `address` or on every address of the host with its port. `None` where it cannot be
 /// read: without privileges only one's own processes show their sockets.
-pub(super) fn of_tcp(address: SocketAddr) -> Option<Holder> {
+pub fn of_tcp(address: SocketAddr) -> Option<Holder> {
     let tables = [procfs::net::tcp(), procfs::net::tcp6()];
     let inodes = tables
         .into_iter()
@@ -38,7 +38,7 @@ pub(super) fn of_tcp(address: SocketAddr) -> Option<Holder> {
 }
 
 /// The process that listens on the Unix socket at `path`.
-pub(super) fn of_unix(path: &Path) -> Option<Holder> {
+pub fn of_unix(path: &Path) -> Option<Holder> {
     let table = procfs::net::unix().ok()?;
     let inodes =
         table.into_iter().filter(|entry| entry.path.as_deref() == Some(path)).map(|e| e.inode).collect();

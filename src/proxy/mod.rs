@@ -18,7 +18,7 @@
 mod buffer;
 mod client;
 mod hold;
-mod holder;
+pub mod holder;
 pub mod listener;
 mod pump;
 #[cfg(test)]

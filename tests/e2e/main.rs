@@ -15,6 +15,7 @@ mod control;
 mod cost;
 mod credentials;
 mod daemon;
+mod doctor;
 mod encrypted;
 mod faults;
 mod hooks;

@@ -58,6 +58,9 @@ pub(crate) struct Connection {
     pub line: CancellationToken,
 }
 
+/// What the path of a data channel begins with; the session's id follows.
+pub(crate) const PATH: &str = "/v1/data-channel/";
+
 /// Answers a request for a WebSocket.
 pub(crate) async fn upgrade(
     state: Arc<State>,
@@ -70,7 +73,7 @@ pub(crate) async fn upgrade(
     if let Some(UpgradeFault::Refused(status)) = fault {
         return answer(StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE), Bytes::new());
     }
-    let id = request.uri().path().strip_prefix("/v1/data-channel/").unwrap_or_default();
+    let id = request.uri().path().strip_prefix(PATH).unwrap_or_default();
     let session = state.world().sessions.get(id).cloned();
     let query = request.uri().query().unwrap_or_default();
     let parameter = |name: &str| query.split('&').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));

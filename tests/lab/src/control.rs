@@ -13,9 +13,9 @@ use crate::lab::Lab;
 pub const HELP: &str = "\
 close [CODE [REASON]]   abort   terminate [REASON]   sessions   status   faults   clear   help
 refuse [TIME]   blackhole [TIME]   away [TIME]   destination-refused [TIME]
-start|resume|end|key throttled|denied|forbidden|expired|not-connected|internal|garbage|silence|no-token [TIME]
+start|resume|end|key|describe|document|identity throttled|denied|forbidden|expired|not-connected|internal|garbage|silence|no-token [TIME]
 upgrades STATUS|stall [TIME]   slow LATENCY BYTES_PER_SECOND [TIME]   lose FRACTION [TIME]
-idle TIME   life TIME";
+idle TIME   life TIME   clock SECONDS";
 
 /// Performs one command and says what came of it.
 ///
@@ -60,9 +60,11 @@ fn fault(words: &[&str]) -> anyhow::Result<(Fault, Option<Duration>)> {
         ["blackhole", ref time @ ..] => (Fault::BlackHole, time),
         ["away", ref time @ ..] => (Fault::AgentAway, time),
         ["destination-refused", ref time @ ..] => (Fault::DestinationRefused, time),
-        [call @ ("start" | "resume" | "end" | "key"), fault, ref time @ ..] => {
-            (Fault::Api(word(call)?, word(fault)?), time)
-        }
+        [
+            call @ ("start" | "resume" | "end" | "key" | "describe" | "document" | "identity"),
+            fault,
+            ref time @ ..,
+        ] => (Fault::Api(word(call)?, word(fault)?), time),
         ["upgrades", "stall", ref time @ ..] => (Fault::Upgrades(UpgradeFault::Stalled), time),
         ["upgrades", status, ref time @ ..] => {
             (Fault::Upgrades(UpgradeFault::Refused(status.parse()?)), time)
@@ -77,6 +79,7 @@ fn fault(words: &[&str]) -> anyhow::Result<(Fault, Option<Duration>)> {
             (Fault::LostMessages(loss), time)
         }
         ["idle", limit] => (Fault::IdleTimeout(duration(limit)?), &words[..0]),
+        ["clock", ahead] => (Fault::Clock(ahead.parse()?), &words[..0]),
         ["life", limit] => (Fault::MaximumLife(duration(limit)?), &words[..0]),
         _ => bail!("no such command; try help"),
     };

@@ -18,6 +18,15 @@ pub enum Call {
     /// `GenerateDataKey`, of KMS.
     #[value(name = "key")]
     DataKey,
+    /// `DescribeInstanceInformation`.
+    #[value(name = "describe")]
+    DescribeNodes,
+    /// `GetDocument`.
+    #[value(name = "document")]
+    GetDocument,
+    /// `GetCallerIdentity`, of STS.
+    #[value(name = "identity")]
+    CallerIdentity,
 }
 
 /// How a call of the API fails.
@@ -111,6 +120,8 @@ pub enum Fault {
     IdleTimeout(Duration),
     /// Sessions older than this are ended. Off by default.
     MaximumLife(Duration),
+    /// The service's clock is so many seconds ahead of the host's, or behind it.
+    Clock(i64),
 }
 
 /// All that is in force.
@@ -124,6 +135,12 @@ pub struct Faults {
     pub terminate: Option<ApiFault>,
     /// On `GenerateDataKey`.
     pub data_key: Option<ApiFault>,
+    /// On `DescribeInstanceInformation`.
+    pub describe_nodes: Option<ApiFault>,
+    /// On `GetDocument`.
+    pub get_document: Option<ApiFault>,
+    /// On `GetCallerIdentity`.
+    pub caller_identity: Option<ApiFault>,
     /// On WebSocket upgrades.
     pub upgrades: Option<UpgradeFault>,
     /// The way to the service.
@@ -140,6 +157,8 @@ pub struct Faults {
     pub idle_timeout: Duration,
     /// The account's maximum session duration.
     pub maximum_life: Option<Duration>,
+    /// By how many seconds the service's clock is ahead.
+    pub clock: i64,
 }
 
 /// The service's default.
@@ -152,6 +171,9 @@ impl Default for Faults {
             resume: None,
             terminate: None,
             data_key: None,
+            describe_nodes: None,
+            get_document: None,
+            caller_identity: None,
             upgrades: None,
             network: Network::Up,
             destination_refused: false,
@@ -160,6 +182,7 @@ impl Default for Faults {
             agent_away: false,
             idle_timeout: IDLE_TIMEOUT,
             maximum_life: None,
+            clock: 0,
         }
     }
 }
@@ -172,6 +195,9 @@ impl Faults {
             Call::Resume => self.resume,
             Call::Terminate => self.terminate,
             Call::DataKey => self.data_key,
+            Call::DescribeNodes => self.describe_nodes,
+            Call::GetDocument => self.get_document,
+            Call::CallerIdentity => self.caller_identity,
         }
     }
 
@@ -188,6 +214,7 @@ impl Faults {
             Fault::AgentAway => self.agent_away = true,
             Fault::IdleTimeout(limit) => self.idle_timeout = limit,
             Fault::MaximumLife(limit) => self.maximum_life = Some(limit),
+            Fault::Clock(ahead) => self.clock = ahead,
         }
     }
 
@@ -203,6 +230,7 @@ impl Faults {
             Fault::AgentAway => self.agent_away = false,
             Fault::IdleTimeout(_) => self.idle_timeout = IDLE_TIMEOUT,
             Fault::MaximumLife(_) => self.maximum_life = None,
+            Fault::Clock(_) => self.clock = 0,
         }
     }
 
@@ -212,6 +240,9 @@ impl Faults {
             Call::Resume => &mut self.resume,
             Call::Terminate => &mut self.terminate,
             Call::DataKey => &mut self.data_key,
+            Call::DescribeNodes => &mut self.describe_nodes,
+            Call::GetDocument => &mut self.get_document,
+            Call::CallerIdentity => &mut self.caller_identity,
         }
     }
 }

@@ -23,6 +23,8 @@ pub(crate) async fn answer(state: &Arc<State>, call: &str, body: &Bytes) -> Resu
         "StartSession" => Some(Call::Start),
         "ResumeSession" => Some(Call::Resume),
         "TerminateSession" => Some(Call::Terminate),
+        "DescribeInstanceInformation" => Some(Call::DescribeNodes),
+        "GetDocument" => Some(Call::GetDocument),
         _ => None,
     };
     if let Some(call) = with_faults {
@@ -36,7 +38,7 @@ pub(crate) async fn answer(state: &Arc<State>, call: &str, body: &Bytes) -> Resu
             Some(Call::Start) => &mut status.start,
             Some(Call::Resume) => &mut status.resume,
             Some(Call::Terminate) => &mut status.terminate,
-            Some(Call::DataKey) | None => &mut status.other,
+            _ => &mut status.other,
         };
         calls.processed += 1;
         calls.succeeded += u64::from(result.is_ok());
@@ -212,10 +214,11 @@ fn document(state: &State, input: &Value) -> Result<Value, Refusal> {
     // In whole minutes, as the real one; a shorter limit of a test cannot be said.
     let maximum = state.faults.borrow().maximum_life.map_or(0, |limit| limit.as_secs() / 60);
     let maximum = if maximum > 0 { maximum.to_string() } else { String::new() };
+    let idle = (state.faults.borrow().idle_timeout.as_secs() / 60).to_string();
     let content = json!({
         "schemaVersion": "1.0",
         "sessionType": document.session_type,
-        "inputs": { "maxSessionDuration": maximum },
+        "inputs": { "maxSessionDuration": maximum, "idleSessionTimeout": idle },
         "parameters": parameters,
         "properties": document.properties,
     });

@@ -6,13 +6,14 @@ mod error;
 pub(crate) mod kms;
 pub(crate) mod session;
 mod signature;
+mod sts;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST};
+use http::header::{CONTENT_TYPE, DATE, HOST};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -38,20 +39,44 @@ where
 {
     let service = service_fn(move |request| {
         let (state, line) = (state.clone(), line.clone());
-        async move { Ok::<_, Infallible>(route(state, line, request).await) }
+        async move {
+            let mut answer = route(state.clone(), line, request).await;
+            answer.headers_mut().insert(DATE, date(&state));
+            Ok::<_, Infallible>(answer)
+        }
     });
     let http = hyper::server::conn::http1::Builder::new();
     // A client that resets its connection is nothing to report.
     let _ = http.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
 }
 
+/// What time it is at the service.
+fn date(state: &State) -> http::HeaderValue {
+    let ahead = state.faults.borrow().clock;
+    let here = SystemTime::now();
+    let there = match ahead {
+        0.. => here.checked_add(Duration::from_secs(ahead.unsigned_abs())),
+        _ => here.checked_sub(Duration::from_secs(ahead.unsigned_abs())),
+    };
+    let text = httpdate::fmt_http_date(there.unwrap_or(here));
+    text.parse().unwrap_or(http::HeaderValue::from_static(""))
+}
+
 async fn route(state: Arc<State>, line: CancellationToken, request: Request<Incoming>) -> Answer {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    if signature::has_expired(request.headers(), now) {
+    let form =
+        request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "application/x-www-form-urlencoded");
+    let has_expired = signature::has_expired(request.headers(), now);
+    if has_expired {
         state.count(|status| status.expired_keys += 1);
+    }
+    if has_expired && !form {
         let refusal =
             Refusal::new("ExpiredTokenException", "The security token included in the request is expired");
         return answer(refusal.status, refusal.body);
+    }
+    if request.method() == Method::GET && !request.uri().path().starts_with(channel::PATH) {
+        return answer(StatusCode::NOT_FOUND, Bytes::from_static(b"<UnknownOperationException/>\n"));
     }
     if request.method() == Method::GET {
         let signed = signature::signer(request.headers(), "ssmmessages", &state.options.region).is_some();
@@ -68,6 +93,7 @@ async fn route(state: Arc<State>, line: CancellationToken, request: Request<Inco
         Some(("AmazonSSM", call)) => ("ssm", call.to_owned()),
         _ => ("ssm", String::new()),
     };
+    let service = if form { "sts" } else { service };
     let signer = signature::signer(request.headers(), service, &state.options.region);
     let Ok(body) = Limited::new(request.into_body(), LONGEST_BODY).collect().await else {
         return answer(StatusCode::BAD_REQUEST, Bytes::new());
@@ -77,6 +103,9 @@ async fn route(state: Arc<State>, line: CancellationToken, request: Request<Inco
         let refusal = Refusal::new("MissingAuthenticationTokenException", "Missing Authentication Token");
         return answer(refusal.status, refusal.body);
     };
+    if service == "sts" {
+        return sts::answer(&state, &body.to_bytes(), has_expired);
+    }
     let result: Result<Value, Refusal> = if service == "kms" {
         state.count(|status| _ = status.data_key_signers.insert(signer));
         kms::answer(&state, &call, &body.to_bytes()).await

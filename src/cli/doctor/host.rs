@@ -1,0 +1,203 @@
+//! This host: systemd and its units, the daemons that run, and their limits.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Stdio;
+
+use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::{Uid, User, geteuid};
+use procfs::process::{LimitValue, Process};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::finding::Finding;
+use super::{PATIENCE, Running, status};
+use crate::cli::paint::age;
+use crate::config::Tunnel;
+use crate::control::client::Error;
+use crate::control::protocol::State;
+use crate::control::time::Timestamp;
+
+/// The oldest that the units are made for.
+const SYSTEMD: u32 = 252;
+/// There where systemd has started the host (sd_booted(3)).
+const BOOTED: &str = "/run/systemd/system";
+/// Descriptors of a connection: the client's, and the one to the plugin.
+const PER_CONNECTION: u64 = 2;
+/// Descriptors of a session: the gateway's connections, the plugin's pipes, the listener, and as much again while a
+/// successor takes over.
+const PER_SESSION: u64 = 32;
+/// Descriptors of the process itself: the control socket and its clients, logs, the API's connections.
+const OWN: u64 = 64;
+
+/// What is the same for all tunnels.
+pub(super) async fn checks() -> Vec<Finding> {
+    const CHECK: &str = "systemd";
+    if !Path::new(BOOTED).exists() {
+        return vec![Finding::skipped(CHECK, "does not run on this host")];
+    }
+    let Some(said) = ask(&["--version"]).await else {
+        return vec![Finding::skipped(CHECK, "runs, but systemctl does not answer")];
+    };
+    let version = said.split_whitespace().nth(1).and_then(|version| version.parse::<u32>().ok());
+    vec![match version {
+        None => Finding::skipped(CHECK, "its version cannot be told"),
+        Some(version) if version < SYSTEMD => Finding::warning(
+            CHECK,
+            format!("version {version}; the units are made for {SYSTEMD} and newer"),
+            "run autossm on a newer release of the distribution, or in the foreground: autossm run",
+        ),
+        Some(version) => Finding::ok(CHECK, format!("version {version}")),
+    }]
+}
+
+/// The tunnel's unit, where there is systemd.
+pub(super) async fn unit(tunnel: &str) -> Option<Finding> {
+    const CHECK: &str = "unit";
+    if !Path::new(BOOTED).exists() {
+        return None;
+    }
+    let unit = format!("autossm@{tunnel}.service");
+    let properties = "--property=LoadState,ActiveState,SubState,Result,NRestarts";
+    let Some(said) = ask(&["show", properties, &unit]).await else {
+        return Some(Finding::skipped(CHECK, format!("systemctl says nothing of {unit}")));
+    };
+    let get = |name: &str| {
+        let line = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        line.unwrap_or_default()
+    };
+    let restarts = match get("NRestarts") {
+        "" | "0" => String::new(),
+        restarts => format!(", restarted {restarts} times"),
+    };
+    let message = format!("{unit}: {} ({}){restarts}", get("ActiveState"), get("SubState"));
+    Some(match (get("LoadState"), get("ActiveState")) {
+        ("not-found", _) => Finding::skipped(CHECK, format!("{unit} is not installed")),
+        ("masked", _) => {
+            Finding::warning(CHECK, format!("{unit} is masked"), format!("systemctl unmask {unit}"))
+        }
+        (_, "failed") => Finding::failure(
+            CHECK,
+            format!("{message}: {}", get("Result")),
+            format!(
+                "journalctl -u {unit} says why; then systemctl reset-failed {unit} && systemctl start {unit}"
+            ),
+        ),
+        (_, "active") => Finding::ok(CHECK, message),
+        _ => Finding::skipped(CHECK, message),
+    })
+}
+
+async fn ask(arguments: &[&str]) -> Option<String> {
+    let mut command = Command::new("systemctl");
+    command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    let output = timeout(PATIENCE, command.output()).await.ok()?.ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The daemon that runs the tunnel: what it says itself.
+pub(super) fn daemon(tunnel: &Tunnel, running: &Running) -> Finding {
+    const CHECK: &str = "daemon";
+    let name = &tunnel.name;
+    let status = match running.get(name) {
+        Some(Err(Error::Denied(socket))) => {
+            return Finding::skipped(
+                CHECK,
+                format!("{} may not be asked by this user: ask as root", socket.display()),
+            );
+        }
+        Some(Err(Error::TimedOut)) => {
+            let remedy = format!("look at its log; systemctl restart autossm@{name}");
+            return Finding::failure(CHECK, "runs, but does not answer", remedy);
+        }
+        Some(Err(Error::NotRunning | Error::Dead(_))) | None => {
+            return Finding::skipped(CHECK, "does not run");
+        }
+        Some(Err(error)) => return Finding::skipped(CHECK, error.to_string()),
+        Some(Ok(status)) if status.daemon.pid == 0 => return Finding::skipped(CHECK, "does not run"),
+        Some(Ok(status)) => status,
+    };
+    let pid = status.daemon.pid;
+    let since = Timestamp::now().since(status.since);
+    let mut message = format!("pid {pid}, {} for {}", status.state.word(), age(since));
+    let user = user_of(pid);
+    if let Some(user) = user.filter(|user| *user != geteuid()) {
+        // Its environment and its ~/.aws are not those that were looked at.
+        let name = User::from_uid(user).ok().flatten().map_or_else(|| user.to_string(), |user| user.name);
+        let _ = write!(message, "; it runs as {name}, whose environment and ~/.aws may differ from yours");
+    }
+    if let Some(destination) = status.destination.as_ref().filter(|destination| destination.state == "down") {
+        let reason = destination.reason.as_deref().unwrap_or("it does not answer");
+        return Finding::failure(
+            CHECK,
+            format!("{message}; the destination is down: {reason}"),
+            "look at the destination, and whether its security group lets the target in",
+        );
+    }
+    match (&status.failure, status.state) {
+        (Some(failure), state) if state != State::Up => Finding::warning(
+            CHECK,
+            format!("{message}; the last attempt failed: {}", failure.text),
+            format!("autossm events {name} shows how it came to this"),
+        ),
+        _ => Finding::ok(CHECK, message),
+    }
+}
+
+fn user_of(pid: u32) -> Option<Uid> {
+    let process = Process::new(i32::try_from(pid).ok()?).ok()?;
+    // The folder's owner would be root, for a process that is not dumpable.
+    process.status().ok().map(|status| Uid::from_raw(status.euid))
+}
+
+/// Descriptors that these tunnels may need in one process.
+fn needed(tunnels: &[&Tunnel]) -> u64 {
+    let of = |tunnel: &&Tunnel| {
+        PER_CONNECTION * tunnel.max_connections as u64 + PER_SESSION * u64::from(tunnel.sessions)
+    };
+    OWN + tunnels.iter().map(of).sum::<u64>()
+}
+
+/// The file limit of each daemon that runs, or else of this shell, for the tunnels that it runs or would run.
+pub(super) fn shell_limit(tunnels: &[&Tunnel], running: &Running) -> Finding {
+    let mut daemons: Vec<(Option<u32>, Vec<&Tunnel>)> = Vec::new();
+    for tunnel in tunnels {
+        let pid = status(running, &tunnel.name).map(|status| status.daemon.pid);
+        match daemons.iter_mut().find(|(known, _)| *known == pid) {
+            Some((_, tunnels)) => tunnels.push(tunnel),
+            None => daemons.push((pid, vec![tunnel])),
+        }
+    }
+    let mut findings: Vec<_> = daemons.iter().map(|(pid, tunnels)| limit(*pid, tunnels)).collect();
+    findings.sort_by_key(|finding| finding.verdict);
+    findings.pop().unwrap_or_else(|| Finding::skipped("limits", "no tunnel is enabled"))
+}
+
+fn limit(pid: Option<u32>, tunnels: &[&Tunnel]) -> Finding {
+    const CHECK: &str = "limits";
+    let (whose, limit) = match pid {
+        Some(pid) => {
+            let limit = i32::try_from(pid).ok().and_then(|pid| Process::new(pid).ok()?.limits().ok());
+            let limit = limit.map(|limits| match limits.max_open_files.soft_limit {
+                LimitValue::Value(limit) => limit,
+                LimitValue::Unlimited => u64::MAX,
+            });
+            (format!("the daemon with pid {pid}"), limit)
+        }
+        None => (
+            "a daemon of this shell".to_owned(),
+            getrlimit(Resource::RLIMIT_NOFILE).ok().map(|limit| limit.0),
+        ),
+    };
+    let needed = needed(tunnels);
+    let Some(limit) = limit else {
+        return Finding::skipped(CHECK, format!("the file limit of {whose} cannot be read by this user"));
+    };
+    let message = format!("{whose} may open {limit} files; with every connection in use it needs {needed}");
+    if limit >= needed {
+        return Finding::ok(CHECK, message);
+    }
+    let remedy = "raise LimitNOFILE= in a drop-in of autossm@.service (or `ulimit -n` in the shell), or lower \
+                  `max_connections`";
+    Finding::warning(CHECK, message, remedy)
+}
