@@ -22,6 +22,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Drain(args) => Ok(cli::command::run(&args, &Request::Drain)?),
         Command::Resume(args) => Ok(cli::command::run(&args, &Request::Resume)?),
         Command::Doctor(args) => Ok(cli::doctor::run(&args)?),
+        Command::Drill(args) => Ok(cli::drill::run(&args)?),
         Command::Wait(args) => Ok(cli::wait::run(&args)?),
     }
 }

@@ -4,6 +4,7 @@ pub mod check;
 pub mod command;
 mod detail;
 pub mod doctor;
+pub mod drill;
 pub mod events;
 pub mod import;
 pub mod paint;
@@ -143,6 +144,13 @@ pub enum Command {
     /// for each, with a remedy where there is something to mend. Changes nothing, neither here nor at the service, and starts
     /// no session.
     Doctor(doctor::DoctorArgs),
+
+    /// Kill a plugin on purpose, and measure how the tunnel comes back
+    ///
+    /// An exercise, for a quiet hour: the daemon kills the plugin of one session, and everything that follows is what follows
+    /// when a plugin dies by itself. The connections that are open on that session are cut; how many, it says before, and asks.
+    /// Where the tunnel has a probe, it is made through the tunnel's own address, as a client would connect.
+    Drill(drill::DrillArgs),
 
     /// Wait until a tunnel is up
     Wait(wait::WaitArgs),

@@ -43,6 +43,11 @@ impl Reach {
         place::sockets(&self.directories()).into_keys().collect()
     }
 
+    /// A tunnel as the file has it, where that can be read.
+    pub fn tunnel(&self, name: &str) -> Option<Tunnel> {
+        self.configured().into_iter().find(|tunnel| tunnel.name == name)
+    }
+
     /// The file's tunnels. Somebody who may not read it, or finds errors in it, sees what runs all the same.
     fn configured(&self) -> Vec<Tunnel> {
         let tunnels = config::load(&self.config).map(|config| config.tunnels);

@@ -3,6 +3,8 @@
 mod cause;
 mod incident;
 mod story;
+#[cfg(test)]
+mod tests;
 
 use std::fmt::Write as _;
 use std::io;

@@ -76,6 +76,12 @@ pub enum Request {
     Drain,
     /// Takes that back.
     Resume,
+    /// Kills the plugin of a session that serves, to see the tunnel come back from that. What follows is what follows
+    /// when a plugin dies by itself.
+    Drill {
+        /// The session's id, as the status has it: what was looked at is what is hit.
+        session: String,
+    },
 }
 
 /// What the daemon answers.
@@ -123,6 +129,8 @@ pub enum ErrorCode {
     Stopping,
     /// The tunnel's task has not answered in time.
     Stuck,
+    /// What it is about is not there (any more).
+    NotThere,
     /// Another one, of a newer daemon.
     #[serde(other)]
     Unknown,

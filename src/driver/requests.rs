@@ -19,12 +19,34 @@ impl Driver {
             Request::Restart => self.commanded(&ask, Command::Restart),
             Request::Drain => self.commanded(&ask, Command::Drain),
             Request::Resume => self.commanded(&ask, Command::Resume),
+            Request::Drill { ref session } => (self.drill(&ask.by, session), None),
             // The server answers the one for events by itself.
             Request::Status | Request::Events { .. } => (Reply::Status(Box::new(self.describe())), None),
         };
         // Whoever asked may have lost patience; a command counts all the same.
         let _ = ask.answer.send(reply);
         event
+    }
+
+    /// Kills a plugin behind the core's back: it hears of it as of any other plugin's end.
+    fn drill(&self, by: &str, id: &str) -> Reply {
+        let serves = self.snapshot.borrow().serving.iter().any(|serving| serving == id);
+        let session = self.sessions.values().find(|session| serves && session.id() == id);
+        let Some(plugin) = session.and_then(|session| session.plugin.as_ref()) else {
+            let message = format!("no session {id} serves; look again: autossm status {}", self.config.name);
+            return Reply::Error { code: ErrorCode::NotThere, message };
+        };
+        let message = format!("the plugin of session {id} (pid {}) is killed", plugin.pid());
+        info!(
+            tunnel = self.config.name,
+            session = id,
+            event = "requested",
+            command = "drill",
+            by,
+            "drill, asked for by {by}: {message}"
+        );
+        plugin.kill();
+        Reply::Done { message }
     }
 
     fn commanded(&self, ask: &Ask, command: Command) -> (Reply, Option<Event>) {

@@ -16,6 +16,7 @@ mod cost;
 mod credentials;
 mod daemon;
 mod doctor;
+mod drill;
 mod encrypted;
 mod faults;
 mod hooks;

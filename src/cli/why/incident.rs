@@ -195,9 +195,11 @@ fn obstacles(events: &[Event], span: &Span) -> Vec<Obstacle> {
     for event in events {
         let words = event.reason.clone().unwrap_or_default();
         let class = field(event, "class");
+        let drilled = |o: &Obstacle| o.cause == Cause::Drill && o.session == event.session;
         let cause = match event.event.as_str() {
+            // That was the drill's doing.
+            "failed" | "lost" if found.iter().any(drilled) => continue,
             "failed" | "resume_failed" => Cause::of_failure(class, &words),
-            "lost" if found.last().is_some_and(|last| last.cause == Cause::Drill) => continue,
             // Why not was said before.
             "lost" if words.starts_with(NOT_RESUMED) && !found.is_empty() => continue,
             "lost" => Cause::of_loss(&words),
