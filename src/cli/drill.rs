@@ -116,6 +116,11 @@ async fn drill(args: &DrillArgs) -> Result<io::Result<u8>, Error> {
     let mut client = Client::connect(&socket).await?;
     let before = client.status().await?;
     let serving = before.sessions.iter().filter(|s| s.phase == Phase::Ready && s.id.is_some());
+    if !before.state.serves() {
+        let state = before.state.word();
+        eprintln!("autossm: {name}: it is {state}, and cannot show how it comes back: autossm why {name}");
+        return Ok(Ok(EXIT_NOT_UP));
+    }
     let Some(victim) = serving.clone().min_by_key(|session| session.open) else {
         eprintln!("autossm: {name}: no session serves, so there is nothing to exercise: autossm why {name}");
         return Ok(Ok(EXIT_NOT_UP));

@@ -95,6 +95,6 @@ async fn a_tunnel_that_is_down_is_not_exercised() {
     daemon.event("failed").await;
     let said = daemon.say(&["drill", "echo", "--yes"]).await;
     assert_eq!(said.code, 1, "{}", said.out);
-    assert!(said.err.contains("no session serves"), "{}", said.err);
+    assert!(said.err.contains("cannot show how it comes back: autossm why echo"), "{}", said.err);
     daemon.stop(&lab).await;
 }

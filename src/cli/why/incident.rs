@@ -73,7 +73,7 @@ struct Span {
 /// All of them, oldest first; and how often a data channel was closed and back at once after the last of them.
 pub fn incidents(events: &[Event]) -> (Vec<Incident<'_>>, usize) {
     let mut spans: Vec<Span> = Vec::new();
-    let (mut runs, mut stopped) = (false, false);
+    let mut runs = false;
     for (at, event) in events.iter().enumerate() {
         let open = spans.last_mut().filter(|span| span.ended.is_none());
         match (event.event.as_str(), open) {
@@ -116,10 +116,7 @@ pub fn incidents(events: &[Event]) -> (Vec<Incident<'_>>, usize) {
             (_, Some(open)) => open.to = at,
             _ => {}
         }
-        if event.event == history::BEGUN {
-            runs = true;
-        }
-        stopped = event.event == "stopped" || stopped && event.event != history::BEGUN;
+        runs |= event.event == history::BEGUN;
     }
     // A loss that the state followed is told with it.
     let mut kept: Vec<Span> = Vec::new();
