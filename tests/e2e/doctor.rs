@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use autossm_lab::Lab;
 use autossm_lab::fault::{ApiFault, Call, Fault};
@@ -393,4 +393,68 @@ async fn learns_from_the_daemon_that_start_session_is_denied() {
     );
     assert!(lab.status().start.processed - calls <= 1, "only the daemon tries");
     daemon.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_the_proxy_in_use_without_its_password() {
+    let lab = lab(Options::default()).await;
+    let folder = folder();
+    let config = tunnel(&lab, "echo", own_address(), lab.echo_addr(), FEW);
+    // The name is the proxy's to look up.
+    let config = replaced(&config, "stream_endpoint", "\"wss://stream.invalid\"");
+    std::fs::write(folder.path().join("config.toml"), config).unwrap();
+    let mut command = doctor(Command::new(PROGRAM), folder.path());
+    command.env("HTTPS_PROXY", "http://me:hunter2@127.0.0.1:1");
+    let said = say(command).await;
+    assert_eq!(said.amiss(), BTreeSet::from(["data-channel failure".to_owned()]), "{}", said.text);
+    let message = said.messages("data-channel");
+    assert!(
+        message.contains("stream.invalid:443 through the proxy 127.0.0.1:1 cannot be reached"),
+        "{message}"
+    );
+    assert!(!said.text.contains("hunter2"), "{}", said.text);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ends_in_time_where_nothing_answers() {
+    let lab = lab(Options::default()).await;
+    let folder = folder();
+    let config = tunnel(&lab, "echo", own_address(), lab.echo_addr(), FEW);
+    std::fs::write(folder.path().join("config.toml"), config).unwrap();
+    lab.set(Fault::BlackHole);
+    let began = Instant::now();
+    let said = say(doctor(Command::new(PROGRAM), folder.path())).await;
+    let both = BTreeSet::from(["api failure".to_owned(), "data-channel failure".to_owned()]);
+    assert_eq!(said.amiss(), both, "{}", said.text);
+    assert!(said.messages("api").contains("no answer within 10 s"), "{}", said.text);
+    // Both at the same time, and nothing else that would hang is tried.
+    assert!(began.elapsed() < Duration::from_secs(18), "{:?}", began.elapsed());
+}
+
+/// What belongs to others is not taken for broken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn says_what_it_may_not_read() {
+    let lab = lab(Options::default()).await;
+    let folder = folder();
+    let config = tunnel(&lab, "echo", own_address(), lab.echo_addr(), FEW);
+    let path = folder.path().join("config.toml");
+    std::fs::write(&path, config).unwrap();
+    // Root reads it all the same, and asks as nobody.
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
+    // The program too lies where nobody can read it, on some hosts.
+    let program = folder.path().join("autossm");
+    std::fs::copy(PROGRAM, &program).unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = doctor(Command::new(&program), folder.path());
+    if nix::unistd::geteuid().is_root() {
+        command.uid(65534).gid(65534);
+    }
+    let said = say(command).await;
+    assert_eq!(
+        (said.code, said.amiss()),
+        (77, BTreeSet::from(["configuration warning".to_owned()])),
+        "{}",
+        said.text
+    );
+    assert!(said.messages("configuration").contains("this user may not read"), "{}", said.text);
 }

@@ -39,8 +39,13 @@ pub(super) async fn checks() -> Vec<Finding> {
     let Some(said) = ask(&["--version"]).await else {
         return vec![Finding::skipped(CHECK, "runs, but systemctl does not answer")];
     };
-    let version = said.split_whitespace().nth(1).and_then(|version| version.parse::<u32>().ok());
-    vec![match version {
+    vec![version(&said)]
+}
+
+/// From what `systemctl --version` says: `systemd 257 (257.9-1~deb13u1)`.
+fn version(said: &str) -> Finding {
+    const CHECK: &str = "systemd";
+    match said.split_whitespace().nth(1).and_then(|version| version.parse::<u32>().ok()) {
         None => Finding::skipped(CHECK, "its version cannot be told"),
         Some(version) if version < SYSTEMD => Finding::warning(
             CHECK,
@@ -48,20 +53,25 @@ pub(super) async fn checks() -> Vec<Finding> {
             "run autossm on a newer release of the distribution, or in the foreground: autossm run",
         ),
         Some(version) => Finding::ok(CHECK, format!("version {version}")),
-    }]
+    }
 }
 
 /// The tunnel's unit, where there is systemd.
 pub(super) async fn unit(tunnel: &str) -> Option<Finding> {
-    const CHECK: &str = "unit";
     if !Path::new(BOOTED).exists() {
         return None;
     }
     let unit = format!("autossm@{tunnel}.service");
     let properties = "--property=LoadState,ActiveState,SubState,Result,NRestarts";
     let Some(said) = ask(&["show", properties, &unit]).await else {
-        return Some(Finding::skipped(CHECK, format!("systemctl says nothing of {unit}")));
+        return Some(Finding::skipped("unit", format!("systemctl says nothing of {unit}")));
     };
+    Some(state(&unit, &said))
+}
+
+/// From the unit's properties, a line each.
+fn state(unit: &str, said: &str) -> Finding {
+    const CHECK: &str = "unit";
     let get = |name: &str| {
         let line = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         line.unwrap_or_default()
@@ -71,7 +81,7 @@ pub(super) async fn unit(tunnel: &str) -> Option<Finding> {
         restarts => format!(", restarted {restarts} times"),
     };
     let message = format!("{unit}: {} ({}){restarts}", get("ActiveState"), get("SubState"));
-    Some(match (get("LoadState"), get("ActiveState")) {
+    match (get("LoadState"), get("ActiveState")) {
         ("not-found", _) => Finding::skipped(CHECK, format!("{unit} is not installed")),
         ("masked", _) => {
             Finding::warning(CHECK, format!("{unit} is masked"), format!("systemctl unmask {unit}"))
@@ -85,7 +95,7 @@ pub(super) async fn unit(tunnel: &str) -> Option<Finding> {
         ),
         (_, "active") => Finding::ok(CHECK, message),
         _ => Finding::skipped(CHECK, message),
-    })
+    }
 }
 
 async fn ask(arguments: &[&str]) -> Option<String> {
@@ -200,4 +210,35 @@ fn limit(pid: Option<u32>, tunnels: &[&Tunnel]) -> Finding {
     let remedy = "raise LimitNOFILE= in a drop-in of autossm@.service (or `ulimit -n` in the shell), or lower \
                   `max_connections`";
     Finding::warning(CHECK, message, remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::Verdict;
+    use super::*;
+
+    #[test]
+    fn units_and_versions_are_judged_by_what_systemctl_says() {
+        assert_eq!(version("systemd 257 (257.9-1~deb13u1)\n+PAM +AUDIT").verdict, Verdict::Ok);
+        assert_eq!(version("systemd 249 (249.11-0ubuntu3)").verdict, Verdict::Warning);
+        assert_eq!(version("").verdict, Verdict::Skipped);
+        let of = |load: &str, active: &str| {
+            let said = format!(
+                "Result=exit-code\nNRestarts=3\nLoadState={load}\nActiveState={active}\nSubState=sub\n"
+            );
+            state("autossm@db.service", &said)
+        };
+        for (load, active, verdict, words) in [
+            ("not-found", "inactive", Verdict::Skipped, "is not installed"),
+            ("masked", "inactive", Verdict::Warning, "is masked"),
+            ("loaded", "failed", Verdict::Failure, "failed (sub), restarted 3 times: exit-code"),
+            ("loaded", "active", Verdict::Ok, "autossm@db.service: active (sub), restarted 3 times"),
+            ("loaded", "inactive", Verdict::Skipped, "inactive"),
+            ("loaded", "activating", Verdict::Skipped, "activating"),
+        ] {
+            let found = of(load, active);
+            assert_eq!(found.verdict, verdict, "{load} {active}");
+            assert!(found.message.contains(words), "{}", found.message);
+        }
+    }
 }
