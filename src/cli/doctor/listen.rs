@@ -75,10 +75,13 @@ fn check(listen: &Listen, tunnel: &Tunnel, config: &Config, running: &Running) -
 /// By somebody whom the control sockets do not know.
 fn taken(shown: &str, holder: Option<Holder>, config: &Config, running: &Running) -> Finding {
     match holder {
-        // What systemd keeps for a service that is being restarted; nobody else's sockets are there.
-        Some(holder) if holder.pid == 1 => {
-            Finding::ok(CHECK, format!("{shown} is kept by systemd for a service"))
-        }
+        // Either it keeps the address for autossm, which is being restarted, or listens for somebody else's socket unit.
+        Some(holder) if holder.pid == 1 => Finding::warning(
+            CHECK,
+            format!("{shown} is held by {holder}, for a service that does not run now"),
+            "if autossm is not just being restarted: systemctl list-sockets shows whose it is; choose another port, or disable \
+             that socket unit",
+        ),
         Some(holder) => Finding::failure(
             CHECK,
             format!("{shown} is taken by {holder}"),
@@ -132,5 +135,42 @@ fn file(path: &Path) -> File {
             ),
             _ => File::Nothing,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::super::finding::Verdict;
+    use super::*;
+
+    #[test]
+    fn socket_files_are_free_dead_taken_or_something_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("file"), "").unwrap();
+        drop(UnixListener::bind(path("dead")).unwrap());
+        let _live = UnixListener::bind(path("live")).unwrap();
+        let names = ["free", "dead", "live", "file", "none/socket"];
+        let listen: Vec<_> = names.iter().map(|name| format!("\"unix:{}\"", path(name).display())).collect();
+        let text = format!(
+            "[[tunnel]]\nname = \"db\"\nlisten = [{}]\ntarget = \"i-12345678\"\nremote_port = 1\n",
+            listen.join(", ")
+        );
+        let config = crate::config::parse("f", &text).unwrap();
+        let found = checks(&config.tunnels[0], &config, &Running::new());
+        let own = format!("(pid {})", std::process::id());
+        let expected = [
+            (Verdict::Ok, "is free"),
+            (Verdict::Ok, "is free"),
+            (Verdict::Failure, own.as_str()),
+            (Verdict::Failure, "no socket"),
+            (Verdict::Failure, "there is no folder"),
+        ];
+        for ((found, (verdict, words)), name) in found.iter().zip(expected).zip(names) {
+            assert_eq!(found.verdict, verdict, "{name}: {}", found.message);
+            assert!(found.message.contains(words), "{name}: {}", found.message);
+        }
     }
 }
