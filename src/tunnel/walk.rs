@@ -353,6 +353,8 @@ impl World {
                     SessionEvent::Terminated(Ok(()))
                 } else if real.plugin && !real.open {
                     SessionEvent::Opened
+                } else if real.probing {
+                    SessionEvent::Probed(Found::Good)
                 } else {
                     return None;
                 };
