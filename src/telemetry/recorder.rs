@@ -10,7 +10,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{io, thread};
 
 use serde_json::Value;
@@ -30,8 +30,11 @@ use crate::control::time::Timestamp;
 /// The target of lines that the record has although their level is debug.
 pub const HISTORY: &str = "autossm::history";
 
-/// Events that wait for the disk. Beyond that they are lost to the files, not to memory.
-const WAITING: usize = 256;
+/// Events that wait for the disk: a few of each of some hundred tunnels, which all begin at once. Beyond that they are lost
+/// to the files, not to memory.
+const WAITING: usize = 2048;
+/// Between two lines that say so: such a line is an event of every tunnel itself.
+const QUIET: Duration = Duration::from_secs(60);
 /// Events of tunnels whose history is not open yet: sockets are taken over before anything else is there.
 const EARLY: usize = 64;
 /// A longer text loses its end.
@@ -182,6 +185,7 @@ impl Recorder {
     }
 
     fn work(&self, mut jobs: mpsc::Receiver<Job>) {
+        let mut told: Option<Instant> = None;
         while let Some(job) = jobs.blocking_recv() {
             let (history, event) = match job {
                 Job::Write(history, event) => (history, event),
@@ -193,8 +197,12 @@ impl Recorder {
             match history.write(&event) {
                 Ok(()) => {
                     self.0.failing.store(false, Relaxed);
+                    if told.is_some_and(|told| told.elapsed() < QUIET) {
+                        continue;
+                    }
                     let lost = self.0.lost.swap(0, Relaxed);
                     if lost > 0 {
+                        told = Some(Instant::now());
                         warn!(
                             event = "record_behind",
                             lost, "{lost} events are not on record: the disk was too slow for them"
@@ -402,6 +410,24 @@ mod tests {
         assert_eq!((line.v, line.body.event.as_str()), (1, "stopped"));
         assert!(line.body.message.ends_with("ä…") && line.body.message.len() < LONGEST + 10);
         assert_eq!(line.body, *events(&history)[0]);
+    }
+
+    /// A line about the whole process is an event of each tunnel, all at once.
+    #[tokio::test]
+    async fn what_concerns_hundreds_of_tunnels_is_on_record_for_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let recorder = Recorder::default();
+        let path = |n| folder.path().join(format!("{n}"));
+        let histories: Vec<_> = (0..500).map(|n| recorder.open(&format!("number-{n}"), &path(n))).collect();
+        during(&recorder, || tracing::info!(event = "stopping", "for all"));
+        recorder.flush(Duration::from_secs(20)).await;
+        assert_eq!(recorder.0.lost.load(Relaxed), 0);
+        for n in 0..histories.len() {
+            assert!(
+                std::fs::read_to_string(path(n).join("events.jsonl")).unwrap().contains("for all"),
+                "{n}"
+            );
+        }
     }
 
     #[test]
