@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use autossm_lab::Lab;
@@ -53,9 +53,11 @@ impl Line {
 /// An address that no other test uses, here or in another process: all of 127/8 is loopback, so that no port has to be
 /// given up and found again.
 pub fn own_address() -> SocketAddr {
-    static NEXT: AtomicU8 = AtomicU8::new(1);
+    static NEXT: AtomicU16 = AtomicU16::new(1);
     let [.., high, low] = std::process::id().to_be_bytes();
-    SocketAddr::from((Ipv4Addr::new(127, 64 | high, low, NEXT.fetch_add(1, Ordering::Relaxed)), 15432))
+    // Some tests have hundreds.
+    let [round, next] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    SocketAddr::from((Ipv4Addr::new(127, 64 | high, low, next), 15432 + u16::from(round)))
 }
 
 /// The plugin that the suite runs with: the stock one where the environment names it, else the stand-in.
