@@ -19,6 +19,8 @@ const AT_REST: Duration = Duration::from_secs(11);
 /// From the last client's end until all that its connections and the faults have cost is given back, and the last session is
 /// back: the clock of access may be at 30 s.
 const SETTLED: Duration = Duration::from_secs(40);
+/// From a connection's beginning to the news that its session is interrupted.
+const GIVEN_BEFORE: Duration = Duration::from_secs(1);
 const NOT_SERVED: &str = "clients are not served again";
 /// Beyond every bound for being served again: the figure is printed then, too.
 const SERVED_AGAIN: Duration = Duration::from_secs(90);
@@ -267,8 +269,18 @@ impl Figures {
         let early = |attempt: &&&Attempt| !times_out || attempt.took < HOLD - Duration::from_millis(100);
         let early: Vec<_> = failed.iter().filter(early).take(5).collect();
         breach(!early.is_empty() && !stalled, format!("connections failed, among them {early:?}"));
-        let too_long = self.longest_wait > wait && !stalled;
-        breach(too_long, format!("a connection waited {:.1?} of at most {wait:?}", self.longest_wait));
+        // Whoever was given to a session just before it was known to be interrupted waits for that session, like its other
+        // open connections, however long that takes.
+        let interrupted: Vec<_> = log.iter().filter(|line| line.field("event") == "interrupted").collect();
+        let given_before = |attempt: &Attempt| {
+            interrupted
+                .iter()
+                .filter_map(|line| line.at.duration_since(attempt.at).ok())
+                .any(|later| later < GIVEN_BEFORE)
+        };
+        let held = seen.attempts.iter().filter(|attempt| attempt.failure.is_none() && !given_before(attempt));
+        let held = held.map(|attempt| attempt.took).max().unwrap_or_default();
+        breach(held > wait && !stalled, format!("a connection waited {held:.1?} of at most {wait:?}"));
         breach(
             self.recovery > recovery && !stalled,
             format!("served again after {:.1?} of {recovery:?}", self.recovery),
