@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use autossm_lab::fault::{ApiFault, Call, Fault, Link, Loss, UpgradeFault};
+use autossm_lab::fault::{ApiFault, Fault, Link, Loss, UpgradeFault};
 use clap::ValueEnum as _;
 use futures_util::{StreamExt as _, stream};
 use nix::sys::signal::Signal;
@@ -14,7 +14,7 @@ use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::run::{self, Bound, HOLD, Mode, Plan};
-use crate::step::Step;
+use crate::step::{CALLS, Step};
 
 /// The longest of the faults that last.
 const LONGEST: Duration = Duration::from_secs(8);
@@ -100,7 +100,7 @@ fn step(dice: &mut StdRng, mode: Mode) -> Step {
         18 => Step::Garbage,
         17 => begin(Fault::MaximumLife(Duration::from_secs(dice.random_range(2..10)))),
         _ => {
-            let call = *Call::value_variants().choose(dice).unwrap();
+            let call = *CALLS.choose(dice).unwrap();
             begin(Fault::Api(call, *ApiFault::value_variants().choose(dice).unwrap()))
         }
     }

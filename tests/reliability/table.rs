@@ -99,7 +99,7 @@ impl Row {
 pub fn rows() -> Vec<Row> {
     let mut rows = life();
     rows.extend(outages());
-    rows.extend(Call::value_variants().iter().flat_map(|call| {
+    rows.extend(step::CALLS.iter().flat_map(|call| {
         let kinds = ApiFault::value_variants().iter();
         // It has no meaning on the other calls.
         let kinds = kinds.filter(|kind| **kind != ApiFault::NoToken || *call == Call::Resume);
@@ -250,6 +250,12 @@ fn outages() -> Vec<Row> {
             bound(A_LITTLE, A_LITTLE).starts(1),
         ),
         row(
+            "the service's clock ten minutes ahead for 5 s, and sessions terminated",
+            [Step::Begin(Fault::Clock(600), seconds(5)), Step::Terminate, Step::Over],
+            bound(A_LITTLE, A_LITTLE).cuts(1).starts(1),
+            bound(A_LITTLE, A_LITTLE).cuts(1).starts(1),
+        ),
+        row(
             "idle timeout of 10 s for 15 s",
             lasts(Fault::IdleTimeout(seconds(10)), 15),
             bound(1, 2),
@@ -274,6 +280,9 @@ fn api(call: Call, kind: ApiFault) -> Row {
         Call::Resume => (Step::Close, "data channels closed"),
         Call::Terminate => (Step::Plugin(Signal::SIGKILL), "a plugin killed"),
         Call::DataKey => (Step::Terminate, "encrypted sessions terminated"),
+        Call::DescribeNodes | Call::GetDocument | Call::CallerIdentity => {
+            unreachable!("no session needs {call:?}")
+        }
     };
     // Until the clock of the failure's class runs out, all with jitter.
     let (hold, observe) = match (call, kind) {
@@ -297,7 +306,7 @@ fn api(call: Call, kind: ApiFault) -> Row {
             let next_attempt = 10 + A_LITTLE;
             (bound(TIME + next_attempt, next_attempt).starts(1), bound(FAILOVER, A_LITTLE).cuts(2).starts(2))
         }
-        (Call::Terminate, _) => {
+        (Call::Terminate | Call::DescribeNodes | Call::GetDocument | Call::CallerIdentity, _) => {
             let one = bound(A_LITTLE, A_LITTLE).cuts(1).starts(1);
             (one, one)
         }
