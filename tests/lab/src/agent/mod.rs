@@ -36,6 +36,8 @@ pub(crate) enum Output {
     Frame(Bytes),
     /// A message of its own.
     Message(u32, Bytes),
+    /// All of a stream is said. It counts as open until that is numbered: otherwise the session would look quiet a moment too soon.
+    StreamEnded,
 }
 
 /// Where the agent reaches the client at the moment.
@@ -337,6 +339,8 @@ impl Agent {
         let mut hangs = self.hangs.subscribe();
         let mut next = tokio::time::Instant::now();
         let (mut bytes, mut own) = (BytesMut::new(), None);
+        // How many bytes are to be sent before a stream has ended.
+        let mut ends: Vec<usize> = Vec::new();
         loop {
             while self.paused() {
                 tokio::select! {
@@ -345,10 +349,18 @@ impl Agent {
                     _ = hangs.changed() => {}
                 }
             }
+            let said = ends.extract_if(.., |before| *before == 0).count();
+            if said > 0 {
+                self.state.count(|status| status.session(&self.session, |session| session.streams -= said));
+            }
             if bytes.is_empty() && own.is_none() {
                 match outbox.recv().await {
                     Some(Output::Frame(frame)) => bytes.extend_from_slice(&frame),
                     Some(Output::Message(kind, content)) => own = Some((kind, content)),
+                    Some(Output::StreamEnded) => {
+                        ends.push(0);
+                        continue;
+                    }
                     None => return,
                 }
             }
@@ -356,6 +368,7 @@ impl Agent {
                 match outbox.try_recv() {
                     Ok(Output::Frame(frame)) => bytes.extend_from_slice(&frame),
                     Ok(Output::Message(kind, content)) => own = Some((kind, content)),
+                    Ok(Output::StreamEnded) => ends.push(bytes.len()),
                     Err(_) => break,
                 }
             }
@@ -363,6 +376,7 @@ impl Agent {
                 self.send(kind, content, &mut next).await;
             } else {
                 let cut = bytes.split_to(bytes.len().min(PAYLOAD)).freeze();
+                ends.iter_mut().for_each(|before| *before = before.saturating_sub(cut.len()));
                 self.send(payload::DATA, cut, &mut next).await;
             }
         }

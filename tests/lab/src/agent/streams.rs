@@ -81,15 +81,8 @@ impl Streams {
     ) -> Self {
         let room = Arc::new(Room { bytes: AtomicI64::new(RECEIVE_BUFFER as i64), given_back: Notify::new() });
         let (dialler, dials) = mpsc::channel(BACKLOG);
-        let dial_all = dial_in_order(
-            state.clone(),
-            session.clone(),
-            addresses,
-            dials,
-            output,
-            room.clone(),
-            session_ended.clone(),
-        );
+        let dial_all =
+            dial_in_order(state.clone(), addresses, dials, output, room.clone(), session_ended.clone());
         tokio::spawn(async move { session_ended.run_until_cancelled(dial_all).await });
         Self {
             state,
@@ -168,7 +161,6 @@ impl Streams {
 
 async fn dial_in_order(
     state: Arc<State>,
-    session: String,
     addresses: Vec<SocketAddr>,
     mut dials: mpsc::Receiver<Dial>,
     output: mpsc::Sender<Output>,
@@ -182,15 +174,11 @@ async fn dial_in_order(
             None => status.dial_failures += 1,
         });
         let (output, room) = (output.clone(), room.clone());
-        let (state, session) = (state.clone(), session.clone());
-        let forget = move || {
-            let _ = ended.send(stream);
-            state.count(|status| status.session(&session, |session| session.streams -= 1));
-        };
         if let Some(tcp) = tcp {
             let serve = async move {
                 transfer(stream, tcp, inbox, &output, &room).await;
-                forget();
+                let _ = ended.send(stream);
+                let _ = output.send(Output::StreamEnded).await;
             };
             let session_ended = session_ended.clone();
             tokio::spawn(async move { session_ended.run_until_cancelled(serve).await });
@@ -199,7 +187,8 @@ async fn dial_in_order(
             let _ = output.send(Output::Message(payload::FLAG, failed)).await;
             let _ = output.send(frame_output(&Frame::control(Command::Fin, stream))).await;
             discard(inbox, &room);
-            forget();
+            let _ = ended.send(stream);
+            let _ = output.send(Output::StreamEnded).await;
         }
     }
 }
