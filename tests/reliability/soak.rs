@@ -96,7 +96,9 @@ pub async fn run(program: &Path, seconds: u64, write: bool) -> bool {
 
     let service = lab.status();
     let ends = run::ends(&log);
-    let cut: usize = seen.iter().map(|seen| seen.long_lived.cuts.len()).sum();
+    // One that comes back while the destination refuses is turned away again and again.
+    let cuts = seen.iter().flat_map(|seen| &seen.long_lived.cuts);
+    let cut = cuts.filter(|(at, _)| !done.is_without_destination(*at, *at)).count();
     let all = Seen { attempts: seen.into_iter().flat_map(|seen| seen.attempts).collect(), ..Seen::default() };
     let connections = all.attempts.len();
     let refused = all.failures().filter(|attempt| says_refused(attempt)).count();

@@ -108,9 +108,14 @@ impl Step {
 impl Done {
     /// Whether the destination answered nobody while this one was open, with some time for the news to come through.
     pub fn without_destination(&self, attempt: &Attempt) -> bool {
+        self.is_without_destination(attempt.at, attempt.at + attempt.took)
+    }
+
+    /// The same of any time from one moment to another.
+    pub fn is_without_destination(&self, begin: SystemTime, end: SystemTime) -> bool {
         let slack = Duration::from_millis(500);
         let mut times = self.no_destination.iter();
-        times.any(|(from, to)| attempt.at < *to + slack && attempt.at + attempt.took > *from)
+        times.any(|(from, to)| begin < *to + slack && end > *from)
     }
 
     /// Whether it ever answered nobody.
