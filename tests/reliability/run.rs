@@ -23,7 +23,7 @@ const SETTLED: Duration = Duration::from_secs(40);
 const GIVEN_BEFORE: Duration = Duration::from_secs(1);
 const NOT_SERVED: &str = "clients are not served again";
 /// Beyond every bound for being served again: the figure is printed then, too.
-const SERVED_AGAIN: Duration = Duration::from_secs(90);
+pub const SERVED_AGAIN: Duration = Duration::from_secs(90);
 
 /// How a tunnel is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,8 +244,13 @@ impl Figures {
         let Bound { wait, recovery, cuts, starts, times_out } = plan.bound;
         let service = lab.status();
         let ends: Vec<_> = ends(log);
-        let (no_destination, failed): (Vec<_>, Vec<_>) =
-            seen.failed(&ends).into_iter().partition(|attempt| done.without_destination(attempt));
+        // Those that the destination turned away are not among those that the daemon says it has cut.
+        let (no_destination, others): (Vec<_>, Vec<_>) =
+            seen.attempts.iter().cloned().partition(|attempt| done.without_destination(attempt));
+        let no_destination: Vec<_> =
+            no_destination.iter().filter(|attempt| attempt.failure.is_some()).collect();
+        let others = Seen { attempts: others, ..Seen::default() };
+        let failed = others.failed(&ends);
         self.connections = seen.attempts.len();
         self.refused = seen.failures().filter(|attempt| says_refused(attempt)).count();
         self.failed = failed.len();

@@ -1,5 +1,7 @@
 //! A day of a tunnel's life, compressed: an hourly close every 24th part of the time, a fault in each of these hours,
 //! credentials that expire, two hours in which nobody connects. What the daemon holds must not grow.
+//!
+//! Waits for a lost session, or between two tries, cannot be compressed: an hour ends when its clients are served again.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -59,6 +61,7 @@ pub async fn run(program: &Path, seconds: u64, write: bool) -> bool {
     let mut loads = Vec::new();
     let began = Instant::now();
     for number in 0..HOURS {
+        let begins = Instant::now();
         if number == IDLE.start {
             for load in loads.drain(..) {
                 seen.push(Load::finish(load).await);
@@ -68,12 +71,25 @@ pub async fn run(program: &Path, seconds: u64, write: bool) -> bool {
         }
         lab.set(Fault::IdleTimeout(SHORTEST_IDLE.max(hour / 3)));
         Step::Close.perform(&lab, &daemon, &mut done).await;
-        sleep_until(began + hour * number + hour * 2 / 5).await;
+        sleep_until(begins + hour * 2 / 5).await;
         for step in fault(number, (hour / 5).min(LONGEST_FAULT)) {
             entitled += usize::from(cuts(&step) && !loads.is_empty());
             step.perform(&lab, &daemon, &mut done).await;
         }
-        sleep_until(began + hour * (number + 1)).await;
+        sleep_until(begins + hour).await;
+        Step::Over.perform(&lab, &daemon, &mut done).await;
+        let before: Vec<_> = loads.iter().map(|load: &Load| load.seen().long_lived.messages).collect();
+        let again = run::wait(run::SERVED_AGAIN, || {
+            let answered = |(load, before): (&Load, &u64)| {
+                let seen = load.seen();
+                seen.waiting <= 2 && seen.long_lived.messages > before + 5
+            };
+            let well = lab.status().ready_sessions() > 0 && loads.iter().zip(&before).all(answered);
+            well.then_some(())
+        });
+        if again.await.is_none() {
+            breaches.push(format!("clients are not served again in hour {number}"));
+        }
         let status = procfs::process::Process::new(daemon.pid().as_raw()).unwrap().status().unwrap();
         let usage = Usage::of(&daemon, SystemTime::now() - Duration::from_secs(5)).unwrap_or_default();
         let made = |seen: &Seen| seen.attempts.len();
@@ -83,6 +99,7 @@ pub async fn run(program: &Path, seconds: u64, write: bool) -> bool {
         println!("{}", sample.line());
         samples.push(sample);
     }
+    let lived = began.elapsed();
     for load in loads {
         seen.push(load.finish().await);
     }
@@ -102,8 +119,10 @@ pub async fn run(program: &Path, seconds: u64, write: bool) -> bool {
     let all = Seen { attempts: seen.into_iter().flat_map(|seen| seen.attempts).collect(), ..Seen::default() };
     let connections = all.attempts.len();
     let refused = all.failures().filter(|attempt| says_refused(attempt)).count();
-    let mut failed = all.failed(&ends);
-    failed.retain(|attempt| !done.without_destination(attempt));
+    // Those that the destination turned away are not among those that the daemon says it has cut.
+    let mut others = all.clone();
+    others.attempts.retain(|attempt| !done.without_destination(attempt));
+    let failed = others.failed(&ends);
     let longest = all.longest_wait();
     let warm = samples.iter().find(|sample| sample.hour == WARM_UP).map_or(0, |sample| sample.resident);
     let mut breach = |wrong: bool, text: String| {
@@ -128,10 +147,11 @@ pub async fn run(program: &Path, seconds: u64, write: bool) -> bool {
 
     let rest = rest.unwrap_or_default();
     let summary = format!(
-        "24 h in {seconds} s with the {}: {connections} connections, {refused} refused, {} failed; longest wait {:.1} s; \
+        "24 h in {:.0} s with the {}: {connections} connections, {refused} refused, {} failed; longest wait {:.1} s; \
          {} data channels opened, {} resumed, {} sessions started; {} long-lived connections were cut {cut}×, in {entitled} \
          sessions that were ended on purpose; credentials fetched {fetched}×, {} calls with expired ones; {warm} kB resident \
          after {WARM_UP} h, {resident} kB at the end; tasks {} → {}, descriptors {} → {}.",
+        lived.as_secs_f64(),
         crate::called(),
         failed.len(),
         longest.as_secs_f64(),

@@ -67,9 +67,14 @@ impl Seen {
     pub fn failed(&self, ends: &[SessionEnd]) -> Vec<&Attempt> {
         let mut ends = ends.to_vec();
         let mut forgiven = |attempt: &Attempt| {
-            let (from, to) = (attempt.at - SLACK, attempt.at + attempt.took + SLACK);
-            let end = ends.iter_mut().find(|end| end.cut > 0 && from <= end.at && end.at <= to);
-            end.map(|end| end.cut -= 1).is_some()
+            let (from, failed) = (attempt.at - SLACK, attempt.at + attempt.took);
+            let meant =
+                ends.iter_mut().filter(|end| end.cut > 0 && from <= end.at && end.at <= failed + SLACK);
+            // A connection that has outlived one session is cut with a later one.
+            let apart = |end: &&mut SessionEnd| {
+                failed.duration_since(end.at).unwrap_or_else(|ahead| ahead.duration())
+            };
+            meant.min_by_key(apart).map(|end| end.cut -= 1).is_some()
         };
         self.failures().filter(|attempt| !forgiven(attempt)).collect()
     }
@@ -235,5 +240,19 @@ mod tests {
         let failed: Vec<_> = failed.iter().map(|attempt| attempt.failure.clone().unwrap()).collect();
         assert_eq!(failed, ["cut as well, but only one was", "refused"]);
         assert_eq!(seen.longest_wait(), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn each_end_forgives_its_own() {
+        let began = SystemTime::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        let attempt = |seconds, took| Attempt {
+            at: at(seconds),
+            took: Duration::from_secs(took),
+            failure: Some("cut".into()),
+        };
+        let seen = Seen { attempts: vec![attempt(0, 9), attempt(0, 1)], ..Seen::default() };
+        let ends = [1, 9].map(|seconds| SessionEnd { at: at(seconds), cut: 1 });
+        assert!(seen.failed(&ends).is_empty(), "held at the first session's end, and cut with the second");
     }
 }
