@@ -6,6 +6,7 @@ mod describe;
 pub mod folder;
 mod line;
 mod numbers;
+mod outage;
 mod perform;
 mod probing;
 mod record;
@@ -52,6 +53,7 @@ use begin::{SharedTargets, tell_of_agent};
 use describe::Clock;
 use folder::Folder;
 use numbers::Numbers;
+use outage::Outage;
 use record::Record;
 #[cfg(any(test, fuzzing))]
 pub(crate) use record::fuzz as fuzz_record;
@@ -125,6 +127,7 @@ pub struct Driver {
     /// The identity that the last session was started with.
     api: Option<Arc<dyn Api>>,
     clock: Clock,
+    outage: Outage,
 }
 
 /// The driver's outside: what others hold of a running tunnel.
@@ -188,6 +191,7 @@ impl Driver {
             round_trip: None,
             api: None,
             clock: Clock::new(began),
+            outage: Outage::default(),
         };
         Ok((driver, handle))
     }
@@ -200,6 +204,7 @@ impl Driver {
         self.handle(Event::Tick);
         while self.snapshot.borrow().status.state != State::Stopped {
             let deadline = self.core.next_deadline().map(|at| self.began + at);
+            let deadline = deadline.into_iter().chain(self.outage.deadline()).min();
             let event = tokio::select! {
                 Some(command) = self.commands.recv() => self.command(command),
                 Some(message) = self.messages.recv() => self.message(message),
@@ -372,6 +377,16 @@ impl Driver {
         if self.snapshot.send_if_modified(|snapshot| snapshot.update(status, serving, self.began)) {
             self.tell_state(&before);
         }
+        let status = &self.snapshot.borrow().status;
+        let reason = || {
+            let downs = self.sessions.values().filter_map(|session| session.seen.down.as_ref());
+            let failures = downs.clone().filter_map(|down| Some(down.failure.as_ref()?.1.text.clone()));
+            let failure = status.failure.as_ref().map(|failure| failure.text.clone());
+            let mut reasons =
+                failure.into_iter().chain(failures).chain(downs.map(|down| down.reason.clone()));
+            reasons.next().unwrap_or_else(|| "no session is ready yet".to_owned())
+        };
+        self.outage.look(&self.config.name, status.state, Instant::now(), reason);
     }
 }
 

@@ -375,6 +375,23 @@ pub static ENTRIES: &[Entry] = &[
                Where the destination is such a server, take the probe out. Elsewhere nothing has to be done.",
     },
     Entry {
+        event: "down",
+        id: "be01c42a4a824e0a94d6f55e5dba1565",
+        subject: "The tunnel does not serve its clients",
+        text: "No session of tunnel @AUTOSSM_TUNNEL@ has taken new connections for @AUTOSSM_DURATION_MS@ ms: clients\n\
+               that connect are held, as long as `hold` allows. Reason: @AUTOSSM_REASON@. An hourly close that is\n\
+               resumed does not take as long. Said once; the line `back` tells of its end.\n\n\
+               `autossm why @AUTOSSM_TUNNEL@` says what to do.",
+    },
+    Entry {
+        event: "back",
+        id: "84337a29aad049458dcf188393931319",
+        subject: "The tunnel serves its clients again",
+        text: "New connections to tunnel @AUTOSSM_TUNNEL@ get through again, @AUTOSSM_DURATION_MS@ ms after the last\n\
+               session had ceased to take them.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
         event: "degraded",
         id: "fcacfdaf031f47d29358e70149eff010",
         subject: "The destination is down",

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use autossm_lab::Lab;
+use autossm_lab::fault::{ApiFault, Call, Fault};
 use autossm_lab::load::Load;
 use autossm_lab::options::Options;
 use nix::sys::signal::Signal;
@@ -209,5 +211,35 @@ async fn a_reload_takes_on_hooks_and_leaves_them_off() {
     daemon.signal(Signal::SIGHUP);
     let refused = daemon.event("reload_refused").await;
     assert!(refused.text.contains("hook.events: `reloadet` is no event"), "{}", refused.text);
+    daemon.stop(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_is_told_once_and_so_is_its_end() {
+    let lab = Arc::new(Lab::start(Options::default()).await.unwrap());
+    let (address, folder) = (own_address(), folder());
+    let told = folder.path().join("told");
+    let config = tunnel(&lab, "echo", address, lab.echo_addr(), "")
+        + &hook("chat", &["down", "back"], &format!("cat >> {}", told.display()), "");
+    let daemon = Daemon::start_in(folder, address, &config);
+    daemon.event("ready").await;
+    lab.close_all(1000, "Bye");
+    daemon.event("resumed").await;
+
+    lab.set(Fault::Api(Call::Start, ApiFault::TargetNotConnected));
+    lab.terminate_all("Session terminated by an administrator");
+    daemon.event_times("failed", 3).await;
+    daemon.event("down").await;
+    until("down", || (!lines(&told).is_empty()).then_some(())).await;
+    lab.clear_all();
+    daemon.event("back").await;
+    until("back", || (lines(&told).len() > 1).then_some(())).await;
+    let events: Vec<Value> = lines(&told).iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let words: Vec<_> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    assert_eq!(words, ["down", "back"], "neither the close nor each attempt");
+    let (down, back) = (&events[0], &events[1]);
+    assert!(down["reason"].as_str().unwrap().contains("not connected"), "{down}");
+    assert!(down["duration_ms"].as_u64().unwrap() >= 5000, "{down}");
+    assert!(back["duration_ms"].as_u64() > down["duration_ms"].as_u64(), "{back}");
     daemon.stop(&lab).await;
 }

@@ -156,7 +156,6 @@ async fn death_by_traffic() {
 }
 
 /// A connection that is opened and refused at once is no data channel: clients must not be sent to it.
-/// A connection that is opened and refused at once is no data channel: clients must not be sent to it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refused_upgrades_are_no_resumption() {
     let lab = lab().await;
@@ -186,7 +185,6 @@ async fn stalled_upgrades_are_no_resumption() {
     daemon.stop(&lab).await;
 }
 
-/// Nothing but what clients wait for shows it here: the bytes cannot be read, and the plugin's pings are not ours.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_leaves_nothing_behind_even_in_an_outage() {
     let lab = lab().await;
