@@ -1,13 +1,16 @@
 //! A process's own folder in the runtime directory. It is removed with the process; that of a process that was killed,
-//! by the next one.
+//! by the next one, and with it what still runs of its plugins.
 
 use std::fs::{self, DirEntry, File, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::geteuid;
 use tempfile::TempDir;
 use tracing::debug;
+
+use crate::plugin::survivor;
 
 /// No tunnel's name begins like this: their folders lie in the same directory.
 const PREFIX: &str = "_";
@@ -93,6 +96,10 @@ fn remove_if_abandoned(entry: &DirEntry) -> io::Result<()> {
     let folder = File::open(&path)?;
     if folder.try_lock().is_err() {
         return Ok(());
+    }
+    // Nobody else says which processes this user ends.
+    if folder.metadata()?.uid() == geteuid().as_raw() {
+        survivor::end_all(&path);
     }
     fs::remove_dir_all(&path)
 }

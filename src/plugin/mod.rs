@@ -1,13 +1,14 @@
 //! The stock `session-manager-plugin`: found, started in a clean environment, listened to, stopped and reaped.
 //!
 //! It always exits with status 0, so only its words tell what happened: [`output`] reads them. [`process`] owns a running
-//! one; [`find`] and [`version`] come before it.
+//! one; [`find`] and [`version`] come before it, [`survivor`] after a daemon that was killed.
 
 pub mod find;
 mod lines;
 mod listener;
 pub mod output;
 pub mod process;
+pub mod survivor;
 mod thinning;
 pub mod version;
 

@@ -20,6 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use super::listener::Listener;
 use super::output::{Output, OutputParser};
+use super::survivor::Note;
 use super::{clean_command, version};
 use crate::aws::api::StartRequest;
 use crate::gateway::PluginAccess;
@@ -152,6 +153,9 @@ pub fn launch(spec: Launch, events: mpsc::Sender<Event>) -> Result<Running, Fail
         orders,
         events,
         waiting: VecDeque::new(),
+        note: Note::write(&spec.runtime_dir, group)
+            .inspect_err(|error| tracing::debug!(tunnel = spec.tunnel, %error, "the plugin is not noted"))
+            .ok(),
         listener: Listener::new(spec.tunnel, &spec.access),
         folder,
     };
@@ -179,6 +183,8 @@ struct Task {
     waiting: VecDeque<Event>,
     listener: Listener,
     folder: TempDir,
+    /// For a daemon that finds it running after this one was killed.
+    note: Option<Note>,
 }
 
 impl Task {
@@ -253,6 +259,7 @@ impl Task {
         for outputs in [self.listener.finish(&mut stdout.parser), self.listener.finish(&mut stderr.parser)] {
             outputs.into_iter().for_each(|output| self.tell(Event::Output(output)));
         }
+        drop(self.note);
         if let Err(error) = self.folder.close() {
             tracing::warn!(tunnel = self.listener.tunnel(), %error, "the plugin's folder could not be removed");
         }

@@ -358,6 +358,15 @@ pub static ENTRIES: &[Entry] = &[
                Nothing has to be done here. Look further up why that was.",
     },
     Entry {
+        event: "survivor_ended",
+        id: "cd006e6ce8fb439a8baa3e9dc697ab04",
+        subject: "A plugin that had outlived its daemon was ended",
+        text: "A process of autossm was killed, and its plugin with the process id @AUTOSSM_PID@ ran on, of no use to\n\
+               anybody. Its session is terminated like all that were left behind.\n\n\
+               Nothing has to be done here. Look further up for who killed the process: under systemd its plugins\n\
+               would have ended with it.",
+    },
+    Entry {
         event: "probed",
         id: "f5ab8cf4db694daabdaebd2204232c7b",
         subject: "The destination was probed",

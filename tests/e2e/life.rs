@@ -7,6 +7,7 @@ use autossm_lab::fault::{ApiFault, Call, Fault};
 use autossm_lab::load::Load;
 use autossm_lab::options::{Document, Options};
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -127,6 +128,35 @@ async fn stopping_ends_whatever_hangs() {
     assert!(!lab.sessions().contains(&left));
     daemon.event("ready").await;
     daemon.stop(&lab).await;
+}
+
+/// In a container or in the foreground nothing else ends what a killed daemon has left running.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plugins_of_a_killed_daemon_are_ended_by_the_next_one() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let mut daemon = Daemon::echo(&lab, "sessions = 2").await;
+    daemon.event_times("ready", 2).await;
+    let plugins = daemon.plugins();
+    assert_eq!(plugins.len(), 2);
+    daemon.signal(Signal::SIGKILL);
+    daemon.exit().await;
+    assert!(plugins.iter().all(|plugin| kill(*plugin, None).is_ok()), "they end by themselves");
+    let (folder, address) = (daemon.folder.clone(), daemon.address);
+    let config = tunnel(&lab, "echo", address, lab.echo_addr(), "sessions = 2");
+    let daemon = Daemon::start_in(folder, address, &config);
+    daemon.event_times("survivor_ended", 2).await;
+    until("the plugins' end", || plugins.iter().all(|plugin| !runs(*plugin)).then_some(())).await;
+    daemon.event_times("ready", 2).await;
+    daemon.event_times("leftover", 2).await;
+    let log = daemon.stop(&lab).await;
+    let ended = log.iter().filter(|line| line.field("event") == "survivor_ended");
+    assert_eq!(ended.count(), 2, "its own are not among them");
+}
+
+/// Whether a process does more than wait for whoever has inherited it.
+fn runs(pid: Pid) -> bool {
+    let stat = procfs::process::Process::new(pid.as_raw()).and_then(|process| process.stat());
+    stat.is_ok_and(|stat| stat.state != 'Z')
 }
 
 /// The service terminates nothing for longer than is tried. The daemon may run for months until it is started again.
