@@ -1,7 +1,6 @@
 //! `autossm run`: keeps tunnels up until it is told to stop.
 
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -177,7 +176,7 @@ fn prepare(args: &RunArgs, recorder: &Recorder) -> anyhow::Result<Shared> {
     let state_dir = state_dir(args, &runtime_dir)?;
     // Clients of a tunnel's sockets have to get there; what is secret has a folder of its own.
     make(&runtime_dir, 0o755)?;
-    make(&state_dir, 0o750)?;
+    make(&state_dir, place::STATE_MODE)?;
     // Of its own: several processes may share the runtime directory.
     let folder = Folder::make(&runtime_dir).context("a folder in the runtime directory")?;
     let authority = Authority::new().context("making the gateway's certificate authority")?;
@@ -252,12 +251,7 @@ fn given(variable: &str) -> Option<PathBuf> {
 }
 
 fn make(path: &Path, mode: u32) -> anyhow::Result<()> {
-    match std::fs::DirBuilder::new().recursive(true).mode(mode).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(error).with_context(|| format!("making {}", path.display()))
-        }
-        _ => Ok(()),
-    }
+    place::make(path, mode).with_context(|| format!("making {}", path.display()))
 }
 
 fn os_fault(error: &anyhow::Error) -> ExitCode {

@@ -19,6 +19,7 @@ use super::reach::{Reach, block_on};
 use super::run::state_directories;
 use super::{EXIT_NOT_UP, EXIT_UNAVAILABLE};
 use crate::control::client::{Client, Error};
+use crate::control::place;
 use crate::control::protocol::history::STATE;
 use crate::control::protocol::{Event, Reply, Request, State, Status};
 use crate::control::time::Timestamp;
@@ -137,11 +138,14 @@ fn recorded(args: &WhyArgs) -> Option<Vec<Event>> {
     let asked = args.state_dir.clone().or_else(|| args.reach.runtime_dir.clone());
     let directories = asked.map_or_else(state_directories, |asked| vec![asked]);
     for directory in directories {
-        let folder = directory.join(&args.tunnel);
+        let folder = place::folder(&directory, &args.tunnel);
         match history::read(&folder) {
             Ok(events) if !events.is_empty() => return Some(events),
             Ok(_) => {}
-            Err(error) => eprintln!("autossm: {}: {error}; ask as root", folder.display()),
+            Err(error) => eprintln!(
+                "autossm: {}: {error}; ask as root, or as a member of the group autossm",
+                folder.display()
+            ),
         }
     }
     None

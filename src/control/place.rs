@@ -1,20 +1,37 @@
-//! Where the control sockets are.
+//! Where the control sockets are, and the records beside them.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// The file in a tunnel's folder.
 pub const FILE: &str = "control.sock";
+/// The permissions of folders in the state directory: their group may read what is in them.
+pub const STATE_MODE: u32 = 0o750;
 /// The folder of all that systemd or root has started.
 pub const SYSTEM: &str = "/run/autossm";
 
-/// The folder of a tunnel in a process's runtime directory. A systemd unit with `RuntimeDirectory=autossm/%i` gives the
-/// process a directory that is the tunnel's own.
-pub fn folder(runtime_dir: &Path, tunnel: &str) -> PathBuf {
-    let is_own = runtime_dir.file_name().is_some_and(|name| name == tunnel)
-        && runtime_dir.parent().and_then(Path::file_name).is_some_and(|parent| parent == "autossm");
-    if is_own { runtime_dir.to_owned() } else { runtime_dir.join(tunnel) }
+/// The folder of a tunnel in a process's runtime or state directory. A systemd unit with `RuntimeDirectory=autossm/%i`
+/// and `StateDirectory=autossm/%i` gives the process directories that are the tunnel's own.
+pub fn folder(directory: &Path, tunnel: &str) -> PathBuf {
+    let is_own = directory.file_name().is_some_and(|name| name == tunnel)
+        && directory.parent().and_then(Path::file_name).is_some_and(|parent| parent == "autossm");
+    if is_own { directory.to_owned() } else { directory.join(tunnel) }
+}
+
+/// Makes a folder with these permissions, whatever the process's umask is (the unit's is 0077). One that is there already
+/// stays as it is.
+///
+/// # Errors
+/// It cannot be made.
+pub fn make(folder: &Path, mode: u32) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    fs::DirBuilder::new().recursive(true).mode(mode).create(folder)?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(mode))
 }
 
 /// Where a client looks: in the directory that was asked for, else in the host's and in its user's.

@@ -75,9 +75,9 @@ pub struct Shared {
     pub authority: Arc<Authority>,
     /// The process's own, with the authority's certificate and the plugins' folders; removed with the last user of it.
     pub folder: Arc<Folder>,
-    /// Below it each tunnel has a folder, with its control socket.
+    /// Each tunnel has a folder there ([`place::folder`]), with its control socket.
     pub runtime_dir: PathBuf,
-    /// Below it each tunnel has a folder, with its record of sessions and its events.
+    /// Each tunnel has a folder there, with its record of sessions and its events.
     pub state_dir: PathBuf,
     /// Who may use the control sockets.
     pub access: Access,
@@ -150,7 +150,7 @@ impl Driver {
     /// # Errors
     /// The tunnel's folder in the state directory cannot be made.
     pub fn new(shared: Shared, config: config::Tunnel) -> io::Result<(Self, Handle)> {
-        let state_folder = shared.state_dir.join(&config.name);
+        let state_folder = place::folder(&shared.state_dir, &config.name);
         let record = Record::open(&state_folder)?;
         let history = shared.recorder.open(&config.name, &state_folder);
         let stats = Arc::<Stats>::default();

@@ -4,6 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::control::place;
+
 /// A file name's limit on every file system of Linux, in bytes.
 const LONGEST_NAME: usize = 255;
 /// Records looked at: more than a tunnel's sessions of a lifetime of crashes.
@@ -22,7 +24,8 @@ impl Record {
     /// The folder cannot be made.
     pub(super) fn open(tunnel_folder: &Path) -> io::Result<Self> {
         let folder = tunnel_folder.join("sessions");
-        std::fs::create_dir_all(&folder)?;
+        place::make(tunnel_folder, place::STATE_MODE)?;
+        place::make(&folder, place::STATE_MODE)?;
         Ok(Self { folder })
     }
 

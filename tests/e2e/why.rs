@@ -1,6 +1,7 @@
 //! `autossm why`: a tunnel broken in one way after the other, and what its operator is told.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use autossm_lab::Lab;
@@ -9,10 +10,11 @@ use autossm_lab::options::Options;
 use nix::sys::signal::{Signal, kill};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::process::Command;
 use tokio::task::JoinSet;
 
 use crate::control::{Said, say};
-use crate::daemon::{Daemon, PATIENCE, own_address, tunnel};
+use crate::daemon::{self, Daemon, PATIENCE, PROGRAM, own_address, tunnel};
 use crate::encrypted;
 
 /// A tunnel that is broken, and what is to be said of it.
@@ -241,6 +243,40 @@ async fn the_first_line_names_the_cause_and_no_other() {
         broken.lab.clear_all();
         broken.daemon.end().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_unit_s_daemon_recorded_is_found_when_it_does_not_run() {
+    let lab = lab().await;
+    let folder = daemon::folder();
+    let (state, runtime) = (folder.path().join("autossm"), folder.path().join("run/autossm"));
+    // What autossm@echo.service gives it: directories of its own, and a umask that leaves nothing to the group.
+    let mut unit = Command::new("sh");
+    unit.env_clear().args([
+        "-c",
+        "umask 077; exec \"$0\" run --log-format json --config \"$CONFIG\" echo",
+        PROGRAM,
+    ]);
+    unit.env("CONFIG", folder.path().join("config.toml"));
+    unit.env("STATE_DIRECTORY", state.join("echo")).env("RUNTIME_DIRECTORY", runtime.join("echo"));
+    // Where its end is checked to have left nothing.
+    std::fs::create_dir(folder.path().join("state")).unwrap();
+    let address = own_address();
+    let config = tunnel(&lab, "echo", address, lab.echo_addr(), "");
+    let daemon = Daemon::start_by(unit, folder.clone(), address, &config);
+    daemon.event("ready").await;
+    daemon.stop(&lab).await;
+
+    let mode = |path: &str| state.join(path).metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("echo"), mode("echo/events.jsonl")), (0o750, 0o640));
+    assert_eq!(std::fs::read_dir(&state).unwrap().count(), 1);
+    let said = say(folder.path(), &["why", "echo", "--state-dir", state.to_str().unwrap()]).await;
+    assert_eq!(said.code, 69, "{}", said.err);
+    assert!(
+        said.out.contains("is not running since ") && said.out.contains("it was stopped"),
+        "{}",
+        said.out
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -230,6 +230,16 @@ class Scenarios:
         self.systemctl("stop", "autossm@other")
         done = ask("member", "status", "other")
         self.shows(done.returncode == 69 and "systemctl start autossm@other" in done.stderr, f"stopped: {done.stderr.strip()}")
+        for user in ["root", "member"]:
+            done = ask(user, "why", "other")
+            said = done.stdout.splitlines()[:1]
+            told = done.returncode == 69 and "other is not running since " in done.stdout and "it was stopped" in done.stdout
+            self.shows(told, f"why for {user}: {said or done.stderr}")
+        done = ask("stranger", "why", "other")
+        self.shows(done.returncode == 69 and not done.stdout and "ask as root" in done.stderr, f"a stranger may not read the record: {done.stderr.splitlines()[:1]}")
+        found = site.run("find", "/var/lib/autossm", "-type", "f", "-printf", "%P %m %u\n").stdout.split("\n")
+        records = sorted(line for line in found if "events" in line)
+        self.shows(records == [f"{name}/events.jsonl 640 autossm" for name in sorted(PORTS)], f"the records: {records}")
         self.systemctl("start", "autossm@other")
 
     def web(self):

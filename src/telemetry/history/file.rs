@@ -6,9 +6,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::control::place;
 use crate::control::protocol::{Event, Line, VERSION};
 
 /// A file that has reached this many bytes becomes the older one. Two of them hold some 6000 events: about two months
@@ -16,6 +17,8 @@ use crate::control::protocol::{Event, Line, VERSION};
 const FULL: u64 = 1 << 20;
 /// Bytes at the end that are read at a start: about a thousand events.
 const LATEST: u64 = 256 << 10;
+/// `autossm why` reads it where no daemon runs: as root, or as a member of the group.
+const MODE: u32 = 0o640;
 /// A longer line is not one of ours.
 const LONGEST: u64 = 64 << 10;
 
@@ -32,7 +35,7 @@ impl Files {
     /// # Errors
     /// The folder cannot be made.
     pub fn open(folder: &Path) -> io::Result<Self> {
-        fs::DirBuilder::new().recursive(true).mode(0o750).create(folder)?;
+        place::make(folder, place::STATE_MODE)?;
         Ok(Self::at(folder))
     }
 
@@ -66,7 +69,12 @@ impl Files {
     }
 
     fn appended(&self) -> io::Result<File> {
-        OpenOptions::new().create(true).append(true).read(true).mode(0o640).open(&self.newer)
+        let file = OpenOptions::new().create(true).append(true).read(true).mode(MODE).open(&self.newer)?;
+        if file.metadata()?.len() == 0 {
+            // It is new, and the unit's umask has taken the group's permission away.
+            file.set_permissions(fs::Permissions::from_mode(MODE))?;
+        }
+        Ok(file)
     }
 
     /// Every event, oldest first, until `next` wants no more.
