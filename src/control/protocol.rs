@@ -148,7 +148,7 @@ pub struct Status {
     pub daemon: Daemon,
     /// What clients meet.
     pub state: State,
-    /// Since when.
+    /// Since when. While there is no session, `interrupted`, `starting` and `waiting` take turns: since the first of them.
     pub since: Timestamp,
     /// New clients are held because somebody has asked for that (`drain`).
     pub draining: bool,
@@ -610,7 +610,8 @@ pub mod history {
     /// The daemon runs the tunnel from here on; fields `pid`, `version`. What came before is over, said or not.
     pub const BEGUN: &str = "begun";
     /// The tunnel's state is another one: fields `state` (a word of [`super::State`]), `was`, and `duration_ms`, how long
-    /// it was in the one before; `reason`, where one is known.
+    /// it was in the one before; `reason`, where one is known. While no session can be had `starting` and `waiting` take
+    /// turns: after a `waiting` that is not told any more.
     pub const STATE: &str = "state";
 }
 

@@ -75,7 +75,10 @@ impl Driver {
                 started: clock.at(Time::ZERO),
             },
             state: state(core),
-            since: clock.instant(snapshot.since),
+            since: match &core.degraded {
+                Some(degraded) if state(core) == State::Degraded => clock.at(degraded.since),
+                _ => clock.instant(snapshot.since),
+            },
             draining: self.core.is_drained(),
             listen: self.config.listen.iter().map(ToString::to_string).collect(),
             targets: targets(&self.config.target),

@@ -11,7 +11,8 @@ use crate::tunnel::status::{State, Status};
 pub struct Snapshot {
     /// In the core's terms.
     pub status: Status,
-    /// Since when its state is this one.
+    /// Since when its clients meet this. While they are held because there is no session, the states
+    /// interrupted, starting and waiting take turns: since the first of them.
     pub since: Instant,
     /// When the next attempt to start a session is made, while one is waited for.
     pub next_attempt: Option<Instant>,
@@ -43,7 +44,7 @@ impl Snapshot {
         if self.status == status && self.serving == serving {
             return false;
         }
-        if self.status.state != status.state {
+        if self.status.state != status.state && !(is_held(self.status.state) && is_held(status.state)) {
             self.since = Instant::now();
         }
         self.next_attempt = status.next_attempt.map(|at| began + at);
@@ -56,5 +57,37 @@ impl Snapshot {
     /// Whether clients get through.
     pub fn is_up(&self) -> bool {
         self.status.state == State::Up
+    }
+}
+
+/// Clients are held, and nobody has asked for that.
+fn is_held(state: State) -> bool {
+    matches!(state, State::Interrupted | State::Starting | State::Waiting)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_lasts_since_its_beginning_however_often_a_session_is_tried() {
+        let began = Instant::now();
+        let status =
+            |state| Status { state, sessions: Vec::new(), next_attempt: None, failure: None, degraded: None };
+        let mut snapshot = Snapshot::new(status(State::Starting), began);
+        let mut later = async |state| {
+            tokio::time::advance(Duration::from_secs(10)).await;
+            assert!(snapshot.update(status(state), Vec::new(), began));
+            snapshot.since.saturating_duration_since(began).as_secs()
+        };
+        assert_eq!(later(State::Up).await, 10);
+        assert_eq!(later(State::Interrupted).await, 20);
+        for _ in 0..3 {
+            assert_eq!(later(State::Starting).await, 20);
+            assert_eq!(later(State::Waiting).await, 20);
+        }
+        assert_eq!(later(State::Up).await, 90);
+        assert_eq!(later(State::Draining).await, 100);
+        assert_eq!(later(State::Starting).await, 110, "that was asked for, this is not");
     }
 }
