@@ -3,13 +3,17 @@
 //! The SDK's providers read the shared configuration files once and keep what they read. A daemon that runs for months
 //! must see what other programs put there (`aws sso login`, the agent of a hybrid node, a cron job), so every renewal
 //! begins with a new provider.
+//!
+//! There is at most one renewal of an identity at a time, in a task of its own. Whoever needs credentials waits for it, as
+//! long as patience lasts; one who goes away leaves it to the others.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use aws_config::SdkConfig;
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
@@ -23,26 +27,39 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 use aws_smithy_async::rt::sleep::TokioSleep;
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
+use aws_smithy_types::timeout::TimeoutConfig;
 use aws_types::os_shim_internal::{Env, Fs};
-use tokio::sync::{Mutex, watch};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout_at};
 
 use super::expiry::{self, Expiry};
-use super::{errors, silent};
+use super::{errors, processes, silent};
 use crate::config::Identity;
-use crate::tunnel::failure::Failure;
+use crate::tunnel::failure::{Class, Failure};
 
 /// Credentials are renewed when they have less than this left, or a third of their life if that is less.
 const RENEW: Duration = Duration::from_secs(900);
 /// Those without an expiry are read again at this age, and when the files have changed.
 const READ_AGAIN: Duration = Duration::from_secs(300);
-/// After a renewal that failed, the old ones are used this long before the next try.
+/// After a renewal that failed, the old ones are used this long before the next try, or a third of what they have left.
 const AGAIN: Duration = Duration::from_secs(30);
+/// A renewal that takes longer counts as failed for those who have valid ones yet: with less than `failover_after` an
+/// interrupted session is resumed before another one is started for it …
+const PATIENCE: Duration = Duration::from_secs(3);
+/// … and after this for the others: before the call itself is overdue, so that it is said what was waited for.
+const LAST_PATIENCE: Duration = Duration::from_secs(12);
+/// One request of a provider (STS, SSO), connecting through a slow proxy included.
+const REQUEST: Duration = Duration::from_secs(20);
+/// A whole renewal. What a `credential_process` has not said by then it will not say.
+const LOAD: Duration = Duration::from_secs(60);
 
 /// The credentials of one identity, and the way to new ones.
 #[derive(Clone, Debug)]
 pub(super) struct Source(Arc<Inner>);
 
-#[derive(Debug)]
 pub(super) struct Inner {
     identity: Identity,
     /// The settings of the calls that get credentials; its own credentials are not used.
@@ -53,20 +70,41 @@ pub(super) struct Inner {
     /// Of the credentials that were got last.
     pub(super) expiry: watch::Sender<Option<Expiry>>,
     unknown_told: AtomicBool,
-    /// Locked during a renewal: whoever comes meanwhile waits for its result instead of starting another.
-    held: Mutex<Option<Held>>,
+    state: Mutex<State>,
 }
 
-#[derive(Debug)]
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct State {
+    held: Option<Held>,
+    /// The last renewal, under way or not.
+    renewal: Option<Renewal>,
+}
+
 struct Held {
     credentials: Credentials,
     renew_at: Instant,
     files: Files,
 }
 
+#[derive(Clone)]
+struct Renewal {
+    began: Instant,
+    answer: Shared<BoxFuture<'static, Result<Credentials, Failure>>>,
+    task: AbortHandle,
+}
+
 impl Source {
     /// `config` carries region, HTTP client, timeouts and the like.
     pub(super) fn new(identity: Identity, config: SdkConfig) -> Self {
+        let timeouts = config.timeout_config().map_or_else(TimeoutConfig::builder, TimeoutConfig::to_builder);
+        let timeouts = timeouts.operation_timeout(REQUEST).build();
+        let config = config.into_builder().timeout_config(timeouts).build();
         Self(Arc::new(Inner {
             identity,
             config,
@@ -74,7 +112,7 @@ impl Source {
             base: None,
             expiry: watch::Sender::default(),
             unknown_told: AtomicBool::new(false),
-            held: Mutex::new(None),
+            state: Mutex::default(),
         }))
     }
 
@@ -85,15 +123,9 @@ impl Source {
         config: SdkConfig,
         base: impl ProvideCredentials + 'static,
     ) -> Self {
-        let base = Some(SharedCredentialsProvider::new(base));
-        Self(Arc::new(Inner {
-            identity,
-            config,
-            base,
-            expiry: watch::Sender::default(),
-            unknown_told: AtomicBool::new(false),
-            held: Mutex::new(None),
-        }))
+        let Self(mut inner) = Self::new(identity, config);
+        Arc::get_mut(&mut inner).unwrap().base = Some(SharedCredentialsProvider::new(base));
+        Self(inner)
     }
 
     pub(super) fn from_inner(inner: Arc<Inner>) -> Self {
@@ -105,36 +137,86 @@ impl Source {
         tokio::spawn(expiry::watch(Arc::downgrade(&self.0)));
     }
 
-    /// Credentials that are good for a while, or, where new ones cannot be had, for a shorter while yet.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Credentials that are good for a while, or, where new ones cannot be had in time, for a shorter while yet.
     pub(super) async fn get(&self) -> Result<Credentials, Failure> {
-        let mut held = self.0.held.lock().await;
-        if let Some(held) = held.as_ref()
-            && Instant::now() < held.renew_at
-            && held.files == Files::now()
-        {
-            return Ok(held.credentials.clone());
-        }
-        match self.load_into(&mut held).await {
-            Ok(credentials) => Ok(credentials),
-            Err(failure) => {
-                let old =
-                    held.as_mut().filter(|old| lifetime(&old.credentials).is_none_or(|left| left > AGAIN));
-                let Some(old) = old else { return Err(failure) };
-                tracing::warn!(%failure, "credentials could not be renewed; the old ones are still valid");
-                old.renew_at = Instant::now() + AGAIN;
-                old.files = Files::now();
-                Ok(old.credentials.clone())
+        let (renewal, old) = {
+            let mut state = self.state();
+            let held = state.held.as_ref();
+            if let Some(held) =
+                held.filter(|held| Instant::now() < held.renew_at && held.files == Files::now())
+            {
+                return Ok(held.credentials.clone());
             }
+            let old = held.map(|held| held.credentials.clone());
+            (self.renewal(&mut state), old)
+        };
+        let left = |old: &Credentials| lifetime(old).unwrap_or(Duration::MAX);
+        let failure = match &old {
+            Some(old) if !left(old).is_zero() => renewal.until(renewal.began + PATIENCE.min(left(old) / 2)),
+            _ => renewal.until(Instant::now() + LAST_PATIENCE),
+        };
+        let failure = match failure.await {
+            Ok(credentials) => return Ok(credentials),
+            Err(failure) => failure,
+        };
+        let Some(old) = old.filter(|old| !left(old).is_zero()) else { return Err(failure) };
+        let mut state = self.state();
+        if let Some(held) = state.held.as_mut().filter(|held| is_same(&held.credentials, &old)) {
+            if held.renew_at <= Instant::now() {
+                tracing::warn!(%failure, "credentials could not be renewed; the old ones are still valid");
+            }
+            held.renew_at = Instant::now() + AGAIN.min(left(&old) / 3);
+            held.files = Files::now();
         }
+        Ok(old)
     }
 
     /// New credentials, as far as there are any, whether or not the old ones are good.
     pub(super) async fn renew(&self) -> Result<Credentials, Failure> {
-        let mut held = self.0.held.lock().await;
-        self.load_into(&mut held).await
+        let renewal = self.renewal(&mut self.state());
+        renewal.until(Instant::now() + LAST_PATIENCE).await
     }
 
-    async fn load_into(&self, held: &mut Option<Held>) -> Result<Credentials, Failure> {
+    /// Whether there are others than `refused`, which the service did not take. They are looked for if that was not done
+    /// within `seldom`. What is held is kept if there are none.
+    pub(super) async fn others_than(&self, refused: &Credentials, seldom: Duration) -> bool {
+        {
+            let state = self.state();
+            if state.held.as_ref().is_some_and(|held| !is_same(&held.credentials, refused)) {
+                return true;
+            }
+            if state.renewal.as_ref().is_some_and(|last| last.began.elapsed() < seldom) {
+                return false;
+            }
+        }
+        self.renew().await.is_ok_and(|new| !is_same(&new, refused))
+    }
+
+    /// The renewal that is under way, or a new one.
+    fn renewal(&self, state: &mut State) -> Renewal {
+        if let Some(renewal) = state.renewal.as_ref().filter(|renewal| !renewal.task.is_finished()) {
+            return renewal.clone();
+        }
+        let source = self.clone();
+        let task = tokio::spawn(async move {
+            match processes::within(LOAD, Box::pin(source.load_and_keep())).await {
+                Some(result) => result,
+                None => Err(errors::overdue("credentials", LOAD)),
+            }
+        });
+        let abort = task.abort_handle();
+        let answer = task.map(|ended| {
+            ended.unwrap_or_else(|error| Err(Failure::new(Class::Network, format!("credentials: {error}"))))
+        });
+        let renewal = Renewal { began: Instant::now(), answer: answer.boxed().shared(), task: abort };
+        state.renewal.insert(renewal).clone()
+    }
+
+    async fn load_and_keep(&self) -> Result<Credentials, Failure> {
         let files = Files::now();
         let mut credentials = Box::pin(silent(self.load())).await?;
         if credentials.expiry().is_none() && credentials.session_token().is_some() {
@@ -146,6 +228,8 @@ impl Source {
         }
         let keep = lifetime(&credentials).map_or(READ_AGAIN, |left| left - RENEW.min(left / 3));
         let expiry = Expiry::of(&credentials, SystemTime::now());
+        let held = Held { credentials: credentials.clone(), renew_at: Instant::now() + keep, files };
+        self.state().held = Some(held);
         self.0.expiry.send_if_modified(|known| {
             // The same credentials, once more: when to look at them stays.
             let new = known.map(|known| known.at) != expiry.map(|expiry| expiry.at);
@@ -154,7 +238,6 @@ impl Source {
             }
             new
         });
-        *held = Some(Held { credentials: credentials.clone(), renew_at: Instant::now() + keep, files });
         Ok(credentials)
     }
 
@@ -166,11 +249,6 @@ impl Source {
     /// Profile and role, for messages.
     pub(super) fn names(&self) -> (Option<&str>, Option<&str>) {
         (self.0.identity.profile.as_deref(), self.0.identity.role_arn.as_deref())
-    }
-
-    /// Forgets credentials that the service refused, so that the next call looks for newer ones.
-    pub(super) async fn forget(&self) {
-        *self.0.held.lock().await = None;
     }
 
     async fn load(&self) -> Result<Credentials, Failure> {
@@ -224,6 +302,16 @@ impl Source {
                     .build()
                     .await,
             ),
+        }
+    }
+}
+
+impl Renewal {
+    /// Its result, if it comes in time.
+    async fn until(&self, limit: Instant) -> Result<Credentials, Failure> {
+        match timeout_at(limit, self.answer.clone()).await {
+            Ok(result) => result,
+            Err(_) => Err(errors::overdue("credentials", self.began.elapsed())),
         }
     }
 }
@@ -286,6 +374,10 @@ fn role_session_name() -> String {
     format!("{ROLE_SESSION}{host}").chars().filter(allowed).take(64).collect()
 }
 
+fn is_same(one: &Credentials, other: &Credentials) -> bool {
+    (one.access_key_id(), one.session_token()) == (other.access_key_id(), other.session_token())
+}
+
 /// Time until they expire; `None` if they do not say.
 fn lifetime(credentials: &Credentials) -> Option<Duration> {
     credentials.expiry().map(|expiry| expiry.duration_since(SystemTime::now()).unwrap_or_default())
@@ -295,8 +387,9 @@ fn lifetime(credentials: &Credentials) -> Option<Duration> {
 mod tests {
     use std::sync::atomic::AtomicU32;
 
+    use aws_credential_types::credential_fn::provide_credentials_fn;
+
     use super::*;
-    use crate::tunnel::failure::Class;
 
     /// Credentials number 1, 2, 3 …, each valid for `lives`; from number `until` on there are none.
     #[derive(Debug)]
@@ -321,21 +414,28 @@ mod tests {
         }
     }
 
-    fn source(lives: Option<u64>, until: u32) -> Source {
-        let nobody = Identity {
+    fn nobody() -> Identity {
+        Identity {
             region: None,
             profile: None,
             role_arn: None,
             external_id: None,
             endpoint_url: None,
             ca_file: None,
-        };
+        }
+    }
+
+    fn source(lives: Option<u64>, until: u32) -> Source {
         let numbered = Numbered { lives: lives.map(Duration::from_secs), until, given: AtomicU32::new(0) };
-        Source::with_base(nobody, SdkConfig::builder().build(), numbered)
+        Source::with_base(nobody(), SdkConfig::builder().build(), numbered)
     }
 
     async fn key(source: &Source) -> String {
         source.get().await.unwrap().access_key_id().to_owned()
+    }
+
+    fn renew_at(source: &Source, at: Instant) {
+        source.state().held.as_mut().unwrap().renew_at = at;
     }
 
     #[tokio::test]
@@ -350,8 +450,7 @@ mod tests {
         for (lives, kept) in [(900, 600), (3600, 2700), (43_200, 42_300)] {
             let source = source(Some(lives), 9);
             key(&source).await;
-            let held = source.0.held.lock().await;
-            let left = held.as_ref().unwrap().renew_at - Instant::now();
+            let left = source.state().held.as_ref().unwrap().renew_at - Instant::now();
             assert!(left.as_secs().abs_diff(kept) <= 1, "{lives}: {left:?}");
         }
     }
@@ -360,7 +459,7 @@ mod tests {
     async fn old_ones_serve_while_new_ones_cannot_be_had() {
         let valid = source(Some(200), 2);
         assert_eq!(&*key(&valid).await, "AKID1");
-        valid.0.held.lock().await.as_mut().unwrap().renew_at = Instant::now();
+        renew_at(&valid, Instant::now());
         assert_eq!(&*key(&valid).await, "AKID1");
         let expiring = source(Some(0), 2);
         assert_eq!(&*key(&expiring).await, "AKID1");
@@ -368,11 +467,67 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refused_ones_are_forgotten() {
-        let source = source(None, 9);
-        assert_eq!(&*key(&source).await, "AKID1");
-        source.forget().await;
+    async fn others_are_looked_for_instead_of_refused_ones_which_are_kept_if_there_are_none() {
+        let (seldom, at_once) = (Duration::from_secs(300), Duration::ZERO);
+        let source = source(None, 3);
+        let one = source.get().await.unwrap();
+        assert!(!source.others_than(&one, seldom).await, "that was just done");
+        assert!(source.others_than(&one, at_once).await);
         assert_eq!(&*key(&source).await, "AKID2");
+        assert!(source.others_than(&one, seldom).await, "others are there already");
+        let two = source.get().await.unwrap();
+        assert!(!source.others_than(&two, at_once).await, "there are none");
+        assert_eq!(&*key(&source).await, "AKID2");
+    }
+
+    /// Gives AKID1 at once, does not answer the second time as long as `hangs`, and AKID3 then.
+    fn hanging(hangs: Duration) -> Source {
+        let asked = AtomicU32::new(0);
+        let provider = provide_credentials_fn(move || {
+            let number = asked.fetch_add(1, Ordering::Relaxed) + 1;
+            async move {
+                if number == 2 {
+                    tokio::time::sleep(hangs).await;
+                    return Err(CredentialsError::not_loaded("too late"));
+                }
+                let expiry = SystemTime::now() + Duration::from_secs(3600);
+                Ok(Credentials::new(format!("AKID{number}"), "secret", None, Some(expiry), "test"))
+            }
+        });
+        Source::with_base(nobody(), SdkConfig::builder().build(), provider)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_does_not_answer_takes_nothing_from_those_that_are_valid() {
+        let source = hanging(Duration::from_secs(40));
+        let began = Instant::now();
+        assert_eq!(&*key(&source).await, "AKID1");
+        renew_at(&source, began);
+        // A caller that is cancelled loses nothing for the others, and those wait for the same renewal.
+        assert!(tokio::time::timeout(Duration::from_secs(1), source.get()).await.is_err());
+        let (one, other) = tokio::join!(key(&source), key(&source));
+        assert_eq!((&*one, &*other), ("AKID1", "AKID1"));
+        assert_eq!(began.elapsed().as_secs(), 3, "from the renewal's beginning on");
+        renew_at(&source, began);
+        assert_eq!(&*key(&source).await, "AKID1");
+        assert_eq!(began.elapsed().as_secs(), 3, "it is overdue already: nobody waits for it again");
+        assert_eq!(source.renew().await.unwrap_err().class, Class::Network);
+        tokio::time::sleep(Duration::from_secs(41)).await;
+        assert_eq!(&*key(&source).await, "AKID3", "it has failed, and the next one has not");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_never_answers_is_given_up_for_the_next() {
+        let source = hanging(Duration::MAX);
+        key(&source).await;
+        source.state().held = None;
+        let began = Instant::now();
+        let failure = source.get().await.unwrap_err();
+        assert_eq!(failure, Failure::new(Class::Network, "credentials: no answer within 12 s"));
+        assert_eq!(began.elapsed().as_secs(), 12);
+        assert!(source.get().await.unwrap_err().text.contains("24 s"), "it is still the same renewal");
+        tokio::time::sleep(Duration::from_secs(37)).await;
+        assert_eq!(&*key(&source).await, "AKID3");
     }
 
     #[test]

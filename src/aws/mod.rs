@@ -11,6 +11,7 @@ mod expiry;
 mod limit;
 mod nodes;
 mod preferences;
+mod processes;
 pub mod sdk;
 pub mod sign;
 pub mod target;

@@ -36,6 +36,8 @@ use crate::tunnel::failure::{Class, Failure};
 const CONNECT: Duration = Duration::from_secs(5);
 /// A whole call, the finding of credentials included.
 const CALL: Duration = Duration::from_secs(20);
+/// Between looks for other credentials because a call was denied.
+const LOOK: Duration = Duration::from_secs(300);
 /// Managed nodes looked at for a tag, in pages of 50.
 const PAGES: usize = 20;
 
@@ -183,10 +185,10 @@ impl Sdk {
                 Err(refusal) if refusal.failure.class == Class::Access => refusal,
                 other => return other,
             };
-            self.source.forget().await;
-            let newer = self.source.get().await.is_ok_and(|new| {
-                (new.access_key_id(), new.session_token()) != (used.access_key_id(), used.session_token())
-            });
+            // The service knows them and does not allow the call: others may be allowed it (a role in another's place), but
+            // the refusal does not say that there are any.
+            let seldom = if refusal.is_denied() { LOOK } else { Duration::ZERO };
+            let newer = self.source.others_than(&used, seldom).await;
             if !newer {
                 return Err(refusal);
             }

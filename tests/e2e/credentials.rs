@@ -89,6 +89,45 @@ async fn resumes_for_three_hours_with_credentials_that_live_fifteen_minutes() {
     daemon.stop(&lab).await;
 }
 
+/// The `credential_process` hangs for a while, as one that waits for a server of its own. Calls go on with the keys that are
+/// still valid, and it is not started a second time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_credential_process_that_hangs_takes_nothing_from_valid_keys() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let profile = issuer(place.path(), 3600);
+    let script = std::fs::read_to_string(place.path().join("issuer")).unwrap();
+    let (hang, begun) = (place.path().join("hang"), place.path().join("begun"));
+    let hanging = format!(
+        "#!/bin/sh\necho $$ >> {}\nwhile [ -e {} ]; do sleep 0.1; done\n",
+        begun.display(),
+        hang.display()
+    );
+    std::fs::write(place.path().join("issuer"), script.replace("#!/bin/sh\n", &hanging)).unwrap();
+    let lines = |name: &str| std::fs::read_to_string(place.path().join(name)).unwrap().lines().count();
+    let (daemon, folder) = start(&lab, &profile, "");
+    daemon.event("ready").await;
+    std::fs::write(&hang, "").unwrap();
+    let mut took = Vec::new();
+    for number in 1..=3 {
+        // Somebody has written into the file: new keys are looked for.
+        std::fs::write(folder.path().join("aws"), format!("{profile}#{}\n", "#".repeat(number))).unwrap();
+        assert_eq!(lab.close_all(1000, "Bye"), 1);
+        took.push(daemon.event_times("resumed", number).await[number - 1].number("duration_ms"));
+    }
+    assert_eq!((lines("begun"), lines("issued")), (2, 1), "one hangs, no other is started");
+    println!("a credential_process that hangs: resumed after {took:?} ms with the keys that are still valid");
+    assert!(took[0] < 4800 && took[1] < 2500 && took[2] < 2500, "{took:?}");
+    std::fs::remove_file(&hang).unwrap();
+    until("it comes back", || (lines("issued") == 2).then_some(())).await;
+    lab.close_all(1000, "Bye");
+    daemon.event_times("resumed", 4).await;
+    // Once more at most: the file had changed while it hung.
+    assert!(lines("begun") == lines("issued") && lines("begun") <= 3);
+    assert_eq!(lab.status().start.processed, 1);
+    daemon.stop(&lab).await;
+}
+
 /// Somebody rotates the keys: the old ones are refused from now on. The next call has the new ones, and nobody notices.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_that_are_rotated_in_a_file_are_used_by_the_next_call() {

@@ -318,6 +318,39 @@ async fn a_call_that_is_refused_is_made_again_with_newer_credentials() {
     assert_eq!(keys, ["AKID0", "AKID1", "AKID1", "AKID1", "AKID2", "AKID2"]);
 }
 
+/// A call that the policy does not allow says nothing of the credentials: the next one is made with them, whatever their
+/// source says meanwhile.
+#[tokio::test]
+async fn a_call_that_is_denied_costs_no_credentials() {
+    let service = Service::new(|operation, _| match operation {
+        "GetDocument" => (400, refuse("AccessDeniedException", "not authorized to perform: ssm:GetDocument")),
+        "TerminateSession" => (400, refuse("ExpiredTokenException", "expired")),
+        _ => (200, SESSION.to_owned()),
+    })
+    .await;
+    let made = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let asked = made.clone();
+    let api = service.api_with(provide_credentials_fn(move || {
+        let number = asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        async move {
+            match number {
+                0 => Ok(Credentials::new("AKID", "secret", None, None, "test")),
+                _ => Err(CredentialsError::not_loaded("the metadata service is busy")),
+            }
+        }
+    }));
+    api.start_session(&request()).await.unwrap();
+    assert_eq!(api.maximum_session_duration().await, None);
+    api.start_session(&request()).await.unwrap();
+    assert_eq!(made.load(std::sync::atomic::Ordering::Relaxed), 1, "nobody was asked for others");
+    // Where others are looked for in vain, the refused ones are kept: there is nothing better.
+    let failure = api.terminate_session("s-1").await.unwrap_err();
+    assert!(failure.text.contains("ExpiredTokenException"), "{failure}");
+    assert_eq!(made.load(std::sync::atomic::Ordering::Relaxed), 2);
+    api.start_session(&request()).await.unwrap();
+    assert_eq!(service.requests(), 5);
+}
+
 /// Each line of the log, whatever its level.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
