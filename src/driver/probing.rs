@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::config::{self, GatewayMode, Probe, ProbeKind};
-use crate::gateway::ledger::AgentEnd;
+use crate::gateway::ledger::{AgentEnd, AgentFrames};
 use crate::probe::{Bad, Destination, ask};
 use crate::proxy::Route;
 use crate::tunnel::health::Found;
@@ -19,8 +19,8 @@ const NEWS: Duration = Duration::from_millis(250);
 enum Outcome {
     Good,
     Bad(Bad),
-    /// The plugin takes no connection.
-    NoPlugin,
+    /// The plugin takes no connection, or the agent was lost track of.
+    Unknown,
     Silence,
 }
 
@@ -36,7 +36,7 @@ pub(super) async fn probe(config: Arc<config::Tunnel>, probe: Probe, route: Arc<
     let hears_agent = config.gateway == GatewayMode::Hold;
     let found = match outcome {
         Outcome::Good => Found::Good,
-        Outcome::NoPlugin => Found::Nothing,
+        Outcome::Unknown => Found::Nothing,
         Outcome::Bad(bad) => {
             let closed = bad == Bad::Closed;
             match closed && timeout(NEWS, route.ended.cancelled()).await.is_ok() {
@@ -63,13 +63,15 @@ async fn made(config: &config::Tunnel, probe: &Probe, route: &Arc<Route>) -> Out
         port: config.remote_port,
         ca_file: config.identity.ca_file.as_deref(),
     };
+    let mut told = false;
     let asked = async {
-        let Ok(tap) = route.probe().await else { return Outcome::NoPlugin };
-        if probe.kind == ProbeKind::Tcp && tap.end_is_told() {
+        let Ok(tap) = route.probe().await else { return Outcome::Unknown };
+        told = tap.end_is_told();
+        if probe.kind == ProbeKind::Tcp && told {
             return match tap.close().await {
                 Some(AgentEnd::Connected) => Outcome::Good,
                 Some(AgentEnd::Refused) => Outcome::Bad(refused()),
-                None => Outcome::NoPlugin,
+                None => Outcome::Unknown,
             };
         }
         match ask(&probe.kind, destination, tap).await {
@@ -79,12 +81,57 @@ async fn made(config: &config::Tunnel, probe: &Probe, route: &Arc<Route>) -> Out
     };
     match timeout(probe.timeout, Box::pin(asked)).await {
         Ok(outcome) => outcome,
-        // Nothing more can be seen: the connection was not refused.
-        Err(_) if probe.kind == ProbeKind::Tcp && !route.ledger.follows_agent() => Outcome::Good,
+        Err(_) if probe.kind == ProbeKind::Tcp && !told => match route.ledger.agent_frames() {
+            // Nothing more can be seen, in the whole session: the connection was not refused.
+            AgentFrames::Unreadable => Outcome::Good,
+            AgentFrames::Lost | AgentFrames::Followed => Outcome::Unknown,
+        },
         Err(_) => Outcome::Silence,
     }
 }
 
 fn refused() -> Bad {
     Bad::Answer("the agent cannot connect to it".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::ledger::Ledger;
+    use crate::tunnel::Generation;
+
+    /// A probe of a destination that neither speaks nor closes, through a session whose agent's frames are so well known.
+    async fn found(frames: AgentFrames, then: Option<AgentFrames>) -> Found {
+        let text = "[[tunnel]]\nname = \"db\"\nlisten = \"127.0.0.1:15432\"\ntarget = \"i-0123456789abcdef0\"\n\
+                    remote_port = 5432\n[tunnel.probe]\nkind = \"tcp\"\ntimeout = \"1s\"\n";
+        let config = config::parse("config.toml", text).unwrap().tunnels.remove(0);
+        let plugin = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let ledger = Arc::new(Ledger::new());
+        ledger.follow_agent(frames);
+        let address = plugin.local_addr().unwrap();
+        let route = Arc::new(Route::new(Generation(1), "session".into(), address, ledger.clone()));
+        let probe_of = config.probe.clone().unwrap();
+        let accepted = async {
+            let connection = plugin.accept().await.unwrap();
+            if let Some(frames) = then {
+                ledger.follow_agent(frames);
+            }
+            std::future::pending::<()>().await;
+            drop(connection);
+        };
+        tokio::select! {
+            found = probe(Arc::new(config), probe_of, route) => found,
+            () = accepted => unreachable!("it never ends"),
+        }
+    }
+
+    /// It would end a `degraded`, and keep one from beginning.
+    #[tokio::test]
+    async fn an_agent_that_was_lost_track_of_makes_no_probe_good() {
+        use AgentFrames::{Followed, Lost, Unreadable};
+        assert_eq!(found(Unreadable, None).await, Found::Good, "no more can be known in that session");
+        assert_eq!(found(Lost, None).await, Found::Nothing);
+        assert_eq!(found(Lost, Some(Followed)).await, Found::Nothing, "its end may have been missed");
+        assert_eq!(found(Followed, Some(Lost)).await, Found::Nothing);
+    }
 }

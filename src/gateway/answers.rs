@@ -7,71 +7,121 @@
 //! agent's `port_mux.go`; it connects for one stream after the other.)
 //!
 //! A frame may be cut anywhere, so that messages have to be followed in their order. Those that come early wait for the
-//! missing one.
+//! missing one, up to a bound. Beyond it the agent is lost track of: the plugin has acknowledged those messages, so that
+//! they do not come again. It is found again with the first message that consists of whole frames of streams that there
+//! are, which is what an agent sends that has been idle for a moment.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tracing::info;
 
-use super::ledger::{AgentEnd, Ledger};
+use super::ledger::{AgentEnd, AgentFrames, Ledger};
 use super::message::{self, View};
-use super::mux::{Follower, Piece};
+use super::mux::{Follower, LostTrack, Piece};
 
-/// Messages that wait for an earlier one. The agent's window is larger; beyond this nothing is followed any more.
-const MAX_EARLY: usize = 1_000;
+/// Messages that wait for an earlier one: what a session moves in a second. The plugin's own buffer takes ten times as
+/// much.
+pub const MAX_EARLY_BYTES: usize = 1 << 20;
 
 /// Tells the ledger of the agent's ends of streams, as long as its frames can be followed.
 #[derive(Debug)]
 pub struct Answers {
     ledger: Arc<Ledger>,
-    /// `None` for good once they cannot, and before it is known that they can.
-    follower: Option<Follower>,
+    track: Track,
+    /// The number of the next message to be followed.
     next: i64,
     early: BTreeMap<i64, Bytes>,
+    early_bytes: usize,
     /// The agent has said that it could not connect, and no stream has ended since.
     refused: bool,
+    /// The handshake has said that the data is mux frames.
+    begun: bool,
+    /// That track was lost has been said.
+    said: bool,
+}
+
+/// How well the agent's frames are known.
+#[derive(Debug)]
+enum Track {
+    /// All that it has sent so far was followed.
+    Kept(Follower),
+    /// Where a frame begins is not known.
+    Lost,
+    /// There are no frames, or they cannot be read.
+    Off,
 }
 
 impl Answers {
     /// Of a session's first message on.
     pub fn new(ledger: Arc<Ledger>) -> Self {
-        Self { ledger, follower: Some(Follower::default()), next: 0, early: BTreeMap::new(), refused: false }
+        Self {
+            ledger,
+            track: Track::Kept(Follower::default()),
+            next: 0,
+            early: BTreeMap::new(),
+            early_bytes: 0,
+            refused: false,
+            begun: false,
+            said: false,
+        }
     }
 
     /// The data is mux frames, and they can be read.
     pub fn begin(&mut self) {
-        self.ledger.follow_agent(self.follower.is_some());
+        self.begun = true;
+        self.ledger.follow_agent(match self.track {
+            Track::Kept(_) => AgentFrames::Followed,
+            Track::Lost => AgentFrames::Lost,
+            Track::Off => AgentFrames::Unreadable,
+        });
     }
 
-    /// They cannot be followed any more.
+    /// They cannot be followed in this session.
     pub fn end(&mut self) {
-        self.follower = None;
-        self.early.clear();
-        self.ledger.follow_agent(false);
+        self.track = Track::Off;
+        self.forget_early();
+        self.ledger.follow_agent(AgentFrames::Unreadable);
     }
 
-    /// A message of the agent's stream, of any number, as often as it comes.
-    pub fn take(&mut self, view: &View<'_>) {
-        if self.follower.is_none() || view.number() < self.next {
+    /// Bytes of the messages that wait.
+    #[cfg(any(test, fuzzing))]
+    pub fn early_bytes(&self) -> usize {
+        self.early_bytes
+    }
+
+    /// A message of the agent's stream that the plugin is given, of any number, as often as it comes. `bytes` are the
+    /// message's own, which share nothing with what it was read into.
+    pub fn take(&mut self, view: &View<'_>, bytes: &Bytes) {
+        let number = view.number();
+        if matches!(self.track, Track::Off) || number < self.next {
             return;
         }
-        if view.number() > self.next {
-            if self.early.len() >= MAX_EARLY {
-                self.end();
-            } else {
-                self.early.insert(view.number(), view.copied());
+        if number > self.next {
+            if !self.early.contains_key(&number) {
+                self.early_bytes += bytes.len();
+                self.early.insert(number, bytes.clone());
             }
+            if self.early_bytes <= MAX_EARLY_BYTES {
+                return;
+            }
+            // What is missing will come; what has come meanwhile will not come again.
+            self.next = self.early.last_key_value().map_or(number, |(last, _)| *last).saturating_add(1);
+            self.forget_early();
+            self.lose();
             return;
         }
         self.follow(view);
         while let Some(bytes) = self.early.remove(&self.next) {
+            self.early_bytes -= bytes.len();
             if let Ok(view) = View::new(&bytes) {
                 self.follow(&view);
             }
         }
     }
 
+    /// The next message.
     fn follow(&mut self, view: &View<'_>) {
         self.next = self.next.saturating_add(1);
         if view.payload_type() == message::FLAG && view.payload() == message::CONNECT_TO_PORT_ERROR {
@@ -80,7 +130,11 @@ impl Answers {
         if view.payload_type() != message::DATA {
             return;
         }
-        let Some(follower) = &mut self.follower else { return };
+        if matches!(self.track, Track::Lost) {
+            self.find(view.payload());
+            return;
+        }
+        let Track::Kept(follower) = &mut self.track else { return };
         let (ledger, refused) = (&self.ledger, &mut self.refused);
         let followed = follower.follow(view.payload(), |piece| {
             if let Piece::Close(stream) = piece {
@@ -88,8 +142,255 @@ impl Answers {
                 ledger.agent_ended(stream, end);
             }
         });
-        if followed.is_err() {
-            self.end();
+        if let Err(LostTrack) = followed {
+            self.lose();
         }
+    }
+
+    fn lose(&mut self) {
+        self.track = Track::Lost;
+        if self.begun {
+            self.ledger.follow_agent(AgentFrames::Lost);
+            if !std::mem::replace(&mut self.said, true) {
+                info!(
+                    "the agent's frames cannot be followed over a long gap: probes of the kind tcp say nothing until they \
+                     can be again"
+                );
+            }
+        }
+    }
+
+    /// Goes on after a message of whole frames. Whose ends stand in it was asked for while nobody could tell: nobody
+    /// waits for them.
+    fn find(&mut self, payload: &[u8]) {
+        let (mut follower, mut known, mut unknown) = (Follower::default(), false, false);
+        let followed = follower.follow(payload, |piece| {
+            let (Piece::Open(stream) | Piece::Close(stream) | Piece::Data(stream, _)) = piece;
+            let knows = self.ledger.knows(stream);
+            known |= knows;
+            unknown |= !knows;
+        });
+        if followed.is_ok() && known && !unknown && follower.is_between_frames() {
+            self.track = Track::Kept(follower);
+            self.refused = false;
+            if self.begun {
+                self.ledger.follow_agent(AgentFrames::Followed);
+            }
+        }
+    }
+
+    fn forget_early(&mut self) {
+        self.early.clear();
+        self.early_bytes = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use futures_util::FutureExt as _;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::gateway::link::MAX_MESSAGE;
+    use crate::gateway::message::Header;
+    use crate::gateway::mux::tests::frame;
+
+    const STREAMS: usize = 6;
+
+    fn message(number: i64, payload_type: u32, payload: &[u8]) -> Bytes {
+        Header { kind: b"output_stream_data", created: 1, number, flags: 0, payload_type }
+            .with_payload(payload)
+    }
+
+    fn data(number: i64, payload: &[u8]) -> Bytes {
+        message(number, message::DATA, payload)
+    }
+
+    fn take(answers: &mut Answers, bytes: &Bytes) {
+        answers.take(&View::new(bytes).unwrap(), bytes);
+    }
+
+    /// A session with some streams, the ends of which are all waited for.
+    fn session() -> (Arc<Ledger>, Vec<u32>, Answers) {
+        let ledger = Arc::new(Ledger::new());
+        let mut answers = Answers::new(ledger.clone());
+        answers.begin();
+        let streams = (0..STREAMS).map(|_| awaited(&ledger)).collect();
+        (ledger, streams, answers)
+    }
+
+    fn awaited(ledger: &Ledger) -> u32 {
+        let stream = ledger.open();
+        assert!(ledger.await_agent_end(stream));
+        stream
+    }
+
+    /// What has been told of a stream: nothing yet, or its end; `Some(None)` where nothing will be.
+    fn told(ledger: &Ledger, stream: u32) -> Option<Option<AgentEnd>> {
+        ledger.until_agent_ended(stream).now_or_never()
+    }
+
+    /// What an agent does: the stream, its data's length, and what becomes of it.
+    #[derive(Clone, Debug)]
+    enum Does {
+        Says(usize, usize),
+        Refuses(usize),
+        Ends(usize),
+    }
+
+    fn does(times: Range<usize>, lengths: Range<usize>) -> impl Strategy<Value = Vec<Does>> {
+        let one = prop_oneof![
+            4 => (0..STREAMS, lengths).prop_map(|(stream, length)| Does::Says(stream, length)),
+            1 => (0..STREAMS).prop_map(Does::Refuses),
+            2 => (0..STREAMS).prop_map(Does::Ends),
+        ];
+        proptest::collection::vec(one, times)
+    }
+
+    /// The messages of an agent that does so and reads its frames in pieces of these lengths. Where it refuses, the flag
+    /// stands between the frames, as it is a message of its own.
+    fn messages(does: &[Does], streams: &[u32], cuts: &[usize]) -> Vec<Bytes> {
+        let (mut all, mut frames, mut cuts) = (Vec::new(), Vec::new(), cuts.iter().cycle());
+        let mut flush = |all: &mut Vec<Bytes>, frames: &mut Vec<u8>| {
+            while !frames.is_empty() {
+                let rest = frames.split_off(frames.len().min(*cuts.next().unwrap()));
+                all.push(data(all.len() as i64, frames));
+                *frames = rest;
+            }
+        };
+        // Each stream ends once.
+        let mut ended = Vec::new();
+        for one in does {
+            let (Does::Says(stream, _) | Does::Refuses(stream) | Does::Ends(stream)) = one;
+            if ended.contains(stream) {
+                continue;
+            }
+            if !matches!(one, Does::Says(..)) {
+                ended.push(*stream);
+            }
+            match one {
+                Does::Says(stream, length) => frames.extend(frame(2, streams[*stream], &vec![7; *length])),
+                Does::Ends(stream) => frames.extend(frame(1, streams[*stream], b"")),
+                Does::Refuses(stream) => {
+                    flush(&mut all, &mut frames);
+                    all.push(message(all.len() as i64, message::FLAG, &message::CONNECT_TO_PORT_ERROR));
+                    frames.extend(frame(1, streams[*stream], b""));
+                }
+            }
+        }
+        flush(&mut all, &mut frames);
+        all
+    }
+
+    fn ends(ledger: &Ledger, streams: &[u32]) -> Vec<Option<Option<AgentEnd>>> {
+        streams.iter().map(|stream| told(ledger, *stream)).collect()
+    }
+
+    proptest! {
+        /// In any order, with gaps and repetitions, as long as all come in the end: what is told is what is told of the
+        /// stream in order.
+        #[test]
+        fn the_order_of_messages_changes_nothing(
+            does in does(1..40, 0..60),
+            cuts in proptest::collection::vec(1usize..30, 1..20),
+            order in proptest::collection::vec(any::<proptest::sample::Index>(), 0..120),
+        ) {
+            let (ledger, streams, mut answers) = session();
+            let messages = messages(&does, &streams, &cuts);
+            messages.iter().for_each(|message| take(&mut answers, message));
+            let (other, same_streams, mut answers) = session();
+            prop_assert_eq!(&streams, &same_streams);
+            order.iter().for_each(|index| take(&mut answers, index.get(&messages)));
+            messages.iter().rev().for_each(|message| take(&mut answers, message));
+            prop_assert_eq!(ends(&other, &streams), ends(&ledger, &streams));
+            prop_assert_eq!((answers.early_bytes, answers.early.len()), (0, 0));
+            prop_assert_eq!(other.agent_frames(), AgentFrames::Followed);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        /// However much comes early, it is bounded, and nothing is told that is not so: an end that may have been missed
+        /// is told as unknown, and not kept waiting for.
+        #[test]
+        fn what_waits_is_bounded_by_its_bytes(
+            does in does(20..70, 20_000..60_000),
+            cuts in proptest::collection::vec(20_000..MAX_MESSAGE - 120, 1..5),
+            order in proptest::collection::vec(any::<proptest::sample::Index>(), 0..120),
+        ) {
+            let (ledger, streams, mut answers) = session();
+            let messages = messages(&does, &streams, &cuts);
+            messages.iter().for_each(|message| take(&mut answers, message));
+            let (other, _, mut answers) = session();
+            let mut lost = false;
+            for message in order.iter().map(|index| index.get(&messages)).chain(messages.iter().skip(1)) {
+                take(&mut answers, message);
+                lost |= other.agent_frames() == AgentFrames::Lost;
+                prop_assert!(answers.early_bytes <= MAX_EARLY_BYTES);
+                prop_assert_eq!(answers.early_bytes, answers.early.values().map(Bytes::len).sum::<usize>());
+            }
+            for (found, so) in ends(&other, &streams).into_iter().zip(ends(&ledger, &streams)) {
+                prop_assert!(found == so || found == Some(None) && lost || found.is_none() && !lost, "{found:?}, not {so:?}");
+            }
+        }
+    }
+
+    /// A bulk download, and a message of it is lost.
+    fn after_a_long_gap() -> (Arc<Ledger>, Vec<u32>, Answers, i64) {
+        let (ledger, streams, mut answers) = session();
+        take(&mut answers, &data(0, &frame(2, streams[0], &[7; 32_000])[..1024]));
+        let mut number = 2;
+        while ledger.agent_frames() == AgentFrames::Followed {
+            assert!(number < 2_000, "{} bytes wait", answers.early_bytes);
+            take(&mut answers, &data(number, &[7; 1024]));
+            number += 1;
+        }
+        assert_eq!(answers.early_bytes, 0);
+        (ledger, streams, answers, number)
+    }
+
+    #[test]
+    fn after_a_long_gap_nothing_is_known_of_the_ends_that_were_waited_for() {
+        let (ledger, streams, mut answers, _) = after_a_long_gap();
+        assert_eq!(told(&ledger, streams[0]), Some(None));
+        assert!(!ledger.await_agent_end(ledger.open()), "nobody would tell");
+        take(&mut answers, &data(1, &frame(1, streams[0], b"")));
+        assert_eq!(ledger.agent_frames(), AgentFrames::Lost, "what was missing is too late");
+    }
+
+    #[test]
+    fn the_agent_is_found_again_with_whole_frames_of_known_streams() {
+        let (ledger, streams, mut answers, mut number) = after_a_long_gap();
+        let mut next = |payload: &[u8]| {
+            take(&mut answers, &data(number, payload));
+            number += 1;
+            ledger.agent_frames()
+        };
+        let answer = frame(2, streams[1], b"an answer");
+        for payload in [&[7; 1024][..], &answer[..12], &frame(1, 4711, b""), &frame(3, 0, b""), b""] {
+            assert_eq!(next(payload), AgentFrames::Lost, "{payload:?}");
+        }
+        assert_eq!(next(&[answer, frame(1, streams[1], b"")].concat()), AgentFrames::Followed);
+        let [good, refused] = [awaited(&ledger), awaited(&ledger)];
+        next(&frame(1, good, b""));
+        assert_eq!(told(&ledger, good), Some(Some(AgentEnd::Connected)));
+        take(&mut answers, &message(number, message::FLAG, &message::CONNECT_TO_PORT_ERROR));
+        take(&mut answers, &data(number + 1, &frame(1, refused, b"")));
+        assert_eq!(told(&ledger, refused), Some(Some(AgentEnd::Refused)));
+        // And lost again, at once, by what is no frame.
+        let waiting = awaited(&ledger);
+        take(&mut answers, &data(number + 2, b"GET / HTTP/1.1"));
+        assert_eq!((ledger.agent_frames(), told(&ledger, waiting)), (AgentFrames::Lost, Some(None)));
+    }
+
+    #[test]
+    fn nothing_is_followed_where_there_are_no_frames() {
+        let (ledger, streams, mut answers) = session();
+        answers.end();
+        take(&mut answers, &data(0, &frame(1, streams[0], b"")));
+        take(&mut answers, &data(9, &frame(1, streams[0], b"")));
+        assert_eq!((ledger.agent_frames(), answers.early_bytes), (AgentFrames::Unreadable, 0));
     }
 }

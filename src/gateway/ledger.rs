@@ -44,10 +44,20 @@ struct Inner {
     streams: HashMap<u32, Held>,
     /// What the agent has acknowledged.
     acknowledged: u64,
-    /// The agent's frames are followed too.
-    agent_followed: bool,
+    agent_frames: AgentFrames,
     /// Streams whose end at the agent is waited for, and how they ended.
     awaited: HashMap<u32, Option<AgentEnd>>,
+}
+
+/// What is known of the agent's own frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentFrames {
+    /// Nothing, in the whole session: there are none, or they are encrypted, or the gateway only observes.
+    Unreadable,
+    /// Nothing at the moment: too much was lost.
+    Lost,
+    /// All of them are followed.
+    Followed,
 }
 
 /// How the agent has ended a stream.
@@ -106,22 +116,28 @@ impl Ledger {
         self.lock().acknowledged
     }
 
-    /// The agent's frames are followed from here on, or cannot be followed any more.
-    pub fn follow_agent(&self, followed: bool) {
-        self.lock().agent_followed = followed;
+    /// Says what is known of the agent's frames from here on. The ends that are waited for cannot be told any more once
+    /// some were missed.
+    pub fn follow_agent(&self, frames: AgentFrames) {
+        let mut inner = self.lock();
+        inner.agent_frames = frames;
+        if frames != AgentFrames::Followed {
+            inner.awaited.retain(|_, end| end.is_some());
+        }
+        drop(inner);
         self.closed.notify_waiters();
     }
 
-    /// Whether the agent's frames are followed.
-    pub fn follows_agent(&self) -> bool {
-        self.lock().agent_followed
+    /// What is known of the agent's frames.
+    pub fn agent_frames(&self) -> AgentFrames {
+        self.lock().agent_frames
     }
 
     /// Announces that the agent's end of this stream will be waited for: before its connection is made. False if nobody
     /// would tell.
     pub fn await_agent_end(&self, stream: u32) -> bool {
         let mut inner = self.lock();
-        let told = inner.agent_followed;
+        let told = inner.agent_frames == AgentFrames::Followed;
         if told {
             inner.awaited.insert(stream, None);
         }
@@ -143,7 +159,7 @@ impl Ledger {
             {
                 let inner = self.lock();
                 match inner.awaited.get(&stream) {
-                    Some(None) if inner.agent_followed => {}
+                    Some(None) => {}
                     other => return other.copied().flatten(),
                 }
             }
@@ -281,7 +297,7 @@ impl Default for Inner {
             turns: None,
             streams: HashMap::new(),
             acknowledged: 0,
-            agent_followed: false,
+            agent_frames: AgentFrames::Unreadable,
             awaited: HashMap::new(),
         }
     }

@@ -190,7 +190,10 @@ impl Relay {
     /// Bytes that are kept of messages, without what keeps them in order.
     #[cfg(any(test, fuzzing))]
     pub fn held_bytes(&self) -> usize {
-        self.input.kept_bytes() + self.output.waiting_bytes() + self.acknowledgement_bytes
+        self.input.kept_bytes()
+            + self.output.waiting_bytes()
+            + self.acknowledgement_bytes
+            + self.answers.early_bytes()
     }
 
     /// The next message to be written to the plugin.
@@ -288,9 +291,6 @@ impl Relay {
         if matches!(kind, Kind::Output | Kind::Start) {
             self.agent.heard(!self.input.is_settled());
         }
-        if kind == Kind::Output {
-            self.answers.take(&view);
-        }
         match kind {
             Kind::Output if self.output.is_acknowledged(view.number()) => {
                 self.acknowledge(view.acknowledgement());
@@ -298,7 +298,9 @@ impl Relay {
             }
             Kind::Output if !self.output.has_room() => None,
             Kind::Output => {
-                let new = self.output.add(view.number(), view.copied());
+                let bytes = view.copied();
+                self.answers.take(&view, &bytes);
+                let new = self.output.add(view.number(), bytes);
                 if new { self.look_into(now, view) } else { None }
             }
             Kind::Acknowledge => self.release(now, view),
