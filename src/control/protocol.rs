@@ -492,9 +492,10 @@ pub struct Metrics {
     pub session_starts: BTreeMap<String, u64>,
     /// Sessions that had served and ended, by [`words::END_REASONS`].
     pub session_ends: BTreeMap<String, u64>,
-    /// Data channels that were closed, by WebSocket close code; `none` without a close frame.
+    /// Data channels that were closed, by WebSocket close code; `none` without a close frame, `agent_silent` where it is
+    /// open and the agent acknowledges nothing.
     pub stream_closes: BTreeMap<String, u64>,
-    /// Interruptions that are over, by [`words::RESUME_OUTCOMES`].
+    /// Closed data channels that are open again or given up, by [`words::RESUME_OUTCOMES`].
     pub resumes: BTreeMap<String, u64>,
     /// How long data channels were down that were opened again.
     pub resume_seconds: Histogram,

@@ -300,7 +300,7 @@ impl Driver {
             Message::Gateway(generation, event) => {
                 self.saw(generation, &event);
                 let away = match event {
-                    gateway::Event::AgentAway | gateway::Event::AgentSilent => Some(true),
+                    gateway::Event::AgentAway | gateway::Event::AgentSilent { .. } => Some(true),
                     gateway::Event::AgentBack | gateway::Event::ChannelResumed { .. } => Some(false),
                     _ => None,
                 };

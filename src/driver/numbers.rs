@@ -18,6 +18,9 @@ use crate::tunnel::failure::{Class, Failure};
 /// Close codes come from outside: of so many different ones each is counted by itself.
 const CODES: usize = 16;
 
+/// Counted among them: the data channel is open, and nothing comes of it.
+const AGENT_SILENT: &str = "agent_silent";
+
 /// What is counted where it is decided or seen. What the proxy counts is in its [`Stats`].
 #[derive(Debug)]
 pub(super) struct Numbers {
@@ -55,6 +58,7 @@ impl Numbers {
     pub(super) fn gateway(&mut self, event: &gateway::Event) {
         match event {
             gateway::Event::ChannelClosed { code, .. } => self.closed(*code),
+            gateway::Event::AgentSilent { .. } => self.count_close(AGENT_SILENT.to_owned()),
             gateway::Event::RoundTrip(took) => self.round_trips.observe(*took),
             _ => {}
         }
@@ -70,7 +74,10 @@ impl Numbers {
     }
 
     fn closed(&mut self, code: Option<u16>) {
-        let mut word = code.map_or_else(|| "none".to_owned(), |code| code.to_string());
+        self.count_close(code.map_or_else(|| "none".to_owned(), |code| code.to_string()));
+    }
+
+    fn count_close(&mut self, mut word: String) {
         if !self.closes.contains_key(&word) && self.closes.len() >= CODES {
             "other".clone_into(&mut word);
         }
@@ -82,6 +89,8 @@ impl Numbers {
         let lost_by = seen.and_then(|seen| seen.lost_by);
         match report {
             Report::Ready(..) => self.starts.count("ok"),
+            // Nothing was closed: an agent was silent.
+            Report::Resumed(_, _, 0) => {}
             Report::Resumed(_, after, _) => {
                 self.resumes.count("ok");
                 self.resume_seconds.observe(*after);
@@ -104,7 +113,7 @@ impl Numbers {
                 if let Some(word) = lost_by.filter(|_| !expected).and_then(super::seen::LostBy::plugin_end) {
                     self.plugin_ends.count(word);
                 }
-                if seen.is_some_and(|seen| seen.down.is_some()) {
+                if seen.is_some_and(Seen::is_closed) {
                     self.resumes.count("lost");
                 }
             }
@@ -212,6 +221,21 @@ mod tests {
         assert_eq!(metrics.plugin_restarts["killed"], 1);
         assert_eq!(metrics.plugin_restarts["exited"], 0);
         assert_eq!(metrics.resumes["lost"], 1);
+    }
+
+    #[test]
+    fn an_agents_silence_has_a_word_of_its_own_and_its_end_is_no_resume() {
+        let (mut numbers, mut seen) = (Numbers::default(), Seen::default());
+        let silent = gateway::Event::AgentSilent { reason: "nothing for 15 s".into() };
+        numbers.gateway(&silent);
+        seen.gateway(&silent);
+        numbers.report(&Report::Resumed(Generation(1), Duration::from_secs(40), 0), Some(&seen));
+        numbers.report(&ended("the data channel could not be resumed for 600 s", false), Some(&seen));
+        let metrics = numbers.read(&Stats::default());
+        assert_eq!(metrics.stream_closes, BTreeMap::from([("agent_silent".to_owned(), 1)]));
+        assert!(metrics.resumes.values().all(|count| *count == 0), "{:?}", metrics.resumes);
+        assert_eq!((metrics.resume_seconds.count(), numbers.resumed), (0, None));
+        assert_eq!(metrics.session_ends["not_resumed"], 1);
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Driver {
                     self.terminate_left(self.left.clone());
                 }
                 self.note_target(&report);
-                if let Report::Resumed(_, after, _) = report {
+                if let Report::Resumed(_, after, 1..) = report {
                     self.snapshot.send_modify(|snapshot| {
                         snapshot.resumed += 1;
                         snapshot.last_resumed = Some(after);

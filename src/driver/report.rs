@@ -23,6 +23,17 @@ pub(super) fn write(tunnel: &str, session: &str, report: &Report) {
         Report::Interrupted(_, reason) => {
             info!(tunnel, session, event = "interrupted", reason, "interrupted ({reason}); resuming");
         }
+        Report::Resumed(_, after, 0) => {
+            info!(
+                tunnel,
+                session,
+                event = "resumed",
+                duration_ms = millis(*after),
+                attempts = 0,
+                "the agent answers again, after {}",
+                span(*after)
+            );
+        }
         Report::Resumed(_, after, attempts) => {
             let tries = if *attempts == 1 { "1 try".to_owned() } else { format!("{attempts} tries") };
             info!(

@@ -26,10 +26,12 @@ pub(super) struct Seen {
     pub lost_by: Option<LostBy>,
 }
 
-/// A data channel that is down.
+/// A data channel that is down, or as good as that because the agent is silent.
 #[derive(Debug)]
 pub(super) struct Down {
     pub reason: String,
+    /// It was closed, and not only the agent silent: it has to be resumed.
+    pub closed: bool,
     pub failed_attempts: u64,
     pub failure: Option<(Instant, Failure)>,
 }
@@ -73,6 +75,7 @@ impl Seen {
                 self.encrypted = Some(*encrypted);
             }
             gateway::Event::ChannelClosed { reason, .. } => self.closed(reason),
+            gateway::Event::AgentSilent { reason } => drop(self.interrupted(reason)),
             // In `observe` mode every opening looks like the first.
             gateway::Event::ChannelOpened | gateway::Event::ChannelResumed { .. } => self.resumed(),
             gateway::Event::ResumeFailed(failure) => {
@@ -106,14 +109,23 @@ impl Seen {
     }
 
     fn closed(&mut self, reason: &str) {
-        let down = || Down { reason: reason.to_owned(), failed_attempts: 0, failure: None };
-        self.down.get_or_insert_with(down);
+        self.interrupted(reason).closed = true;
+    }
+
+    fn interrupted(&mut self, reason: &str) -> &mut Down {
+        let down = || Down { reason: reason.to_owned(), closed: false, failed_attempts: 0, failure: None };
+        self.down.get_or_insert_with(down)
     }
 
     fn resumed(&mut self) {
-        if self.down.take().is_some() {
+        if self.down.take().is_some_and(|down| down.closed) {
             self.resumes += 1;
         }
+    }
+
+    /// Whether its data channel is closed, which is not yet said of one whose agent alone is silent.
+    pub(super) fn is_closed(&self) -> bool {
+        self.down.as_ref().is_some_and(|down| down.closed)
     }
 
     /// The first cause is the cause: what follows from it comes later.
@@ -141,6 +153,22 @@ mod tests {
         assert_eq!((down.reason.as_str(), down.failed_attempts), ("Bye", 1));
         seen.gateway(&gateway::Event::ChannelResumed { after: Duration::ZERO, attempts: 2 });
         assert_eq!((seen.resumes, seen.down.is_none()), (1, true));
+    }
+
+    #[test]
+    fn an_agents_silence_is_an_interruption_and_no_close() {
+        let (mut seen, after) = (Seen::default(), Duration::ZERO);
+        let silent = gateway::Event::AgentSilent { reason: "nothing for 15 s".into() };
+        seen.gateway(&silent);
+        assert_eq!((seen.down.is_some(), seen.is_closed()), (true, false));
+        seen.gateway(&gateway::Event::ChannelResumed { after, attempts: 0 });
+        assert_eq!((seen.resumes, seen.down.is_none()), (0, true));
+        // And the service closes the data channel before the agent is back.
+        seen.gateway(&silent);
+        seen.gateway(&gateway::Event::ChannelClosed { code: Some(1000), reason: "Bye".into() });
+        assert!(seen.is_closed());
+        seen.gateway(&gateway::Event::ChannelResumed { after, attempts: 1 });
+        assert_eq!(seen.resumes, 1);
     }
 
     #[test]

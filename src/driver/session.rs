@@ -186,8 +186,7 @@ impl Session {
                 debug!(tunnel, session, event = "round_trip", duration_us, "keep-alive acknowledged");
                 None
             }
-            // What follows from it is told as that.
-            gateway::Event::AgentSilent => None,
+            gateway::Event::AgentSilent { reason } => Some(self.closed(None, reason)),
             gateway::Event::AgentAway => {
                 debug!(tunnel, session, event = "agent_away", "the agent has lost its connection");
                 None

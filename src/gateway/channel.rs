@@ -358,13 +358,12 @@ impl Channel {
         }
         let silent = self.relay.agent_is_silent();
         if let Some(down) = self.down.take_if(|_| !silent && self.service.is_some()) {
-            let (after, attempts) = (now.saturating_duration_since(down), self.attempts.max(1));
+            let (after, attempts) = (now.saturating_duration_since(down), self.attempts);
             self.tell(Some(Event::ChannelResumed { after, attempts })).await;
         } else if silent && self.down.is_none() {
             self.down = Some(now);
             let reason = format!("the agent acknowledges nothing for {} s", agent_clock::PATIENCE.as_secs());
-            self.tell(Some(Event::AgentSilent)).await;
-            self.tell(Some(Event::ChannelClosed { code: None, reason })).await;
+            self.tell(Some(Event::AgentSilent { reason })).await;
         }
         if self.down.is_none() {
             self.attempts = 0;

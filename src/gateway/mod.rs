@@ -97,8 +97,7 @@ pub enum Event {
         /// The session is encrypted with a KMS key: its payloads cannot be read here.
         encrypted: bool,
     },
-    /// The data channel to the service was closed, and the gateway has begun to resume it; or the agent behind it
-    /// acknowledges nothing any more.
+    /// The data channel to the service was closed, and the gateway has begun to resume it.
     ChannelClosed {
         /// The WebSocket close code, if there was a close frame.
         code: Option<u16>,
@@ -111,9 +110,9 @@ pub enum Event {
     KmsFailed(Failure),
     /// The data channel is open again, or the agent acknowledges again, and what was lost is being sent again.
     ChannelResumed {
-        /// Since it was closed.
+        /// Since it was closed, or the agent silent.
         after: Duration,
-        /// Attempts made, the successful one included.
+        /// Attempts made, the successful one included; 0 where the agent was silent and the data channel open all along.
         attempts: u32,
     },
     /// The service ended the session (`channel_closed`), or ResumeSession gave no token.
@@ -127,8 +126,12 @@ pub enum Event {
     AgentAway,
     /// It is heard of again.
     AgentBack,
-    /// The agent acknowledges nothing for too long. `ChannelClosed` follows, and `ChannelResumed` when it does again.
-    AgentSilent,
+    /// The agent acknowledges nothing for too long, which is as bad as a data channel that is closed. `ChannelResumed`
+    /// follows when it does again.
+    AgentSilent {
+        /// In words.
+        reason: String,
+    },
     /// The plugin does nothing any more; it has to be replaced.
     PluginHung {
         /// What was seen.

@@ -169,7 +169,7 @@ pub static ENTRIES: &[Entry] = &[
         subject: "The data channel was closed",
         text: "The WebSocket of session @AUTOSSM_SESSION@ was closed (@AUTOSSM_REASON@). The service does\n\
                so every hour. autossm resumes the session; open connections wait meanwhile and lose\n\
-               nothing.\n\n\
+               nothing. Or it is open, and the agent behind it acknowledges nothing.\n\n\
                Nothing has to be done if a line that says 'resumed' follows. If none does, look for\n\
                'resume_failed' and 'failover'.",
     },

@@ -45,7 +45,8 @@ struct Recent {
 impl Recent {
     fn keep(&mut self, event: Arc<Event>) {
         self.seq = event.seq;
-        if event.event == RESUMED {
+        // Not where only the agent was silent.
+        if event.event == RESUMED && event.fields.get("attempts").is_none_or(|attempts| *attempts != 0) {
             self.resumed.count(event.at);
         }
         if self.events.len() == KEPT {

@@ -155,7 +155,7 @@ pub enum SessionEvent {
     },
     /// The data channel is up again.
     ChannelResumed {
-        /// How many attempts it took.
+        /// How many attempts it took; none where it was open all along, and the agent silent.
         attempts: u32,
     },
     /// The service has ended the session.

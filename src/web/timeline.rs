@@ -251,8 +251,13 @@ impl Drawing {
                 let why = event.session.as_ref().and_then(|session| self.closed.remove(session));
                 let why =
                     why.filter(|why| !why.is_empty()).map(|why| format!(" ({why})")).unwrap_or_default();
-                let text = format!("Data channel closed{why}, open again after {}", span(duration));
-                self.mark(event, duration, Sort::Resumed, text);
+                if event.fields.get("attempts").is_some_and(|attempts| *attempts == 0) {
+                    let text = format!("Interrupted{why}, over after {}", span(duration));
+                    self.mark(event, duration, Sort::Changed, text);
+                } else {
+                    let text = format!("Data channel closed{why}, open again after {}", span(duration));
+                    self.mark(event, duration, Sort::Resumed, text);
+                }
             }
             "replacing" | "reloaded" | "changed" | "serves_again" => {
                 self.mark(event, 0, Sort::Changed, event.message.clone());

@@ -189,7 +189,7 @@ async fn a_hanging_agent_of_an_idle_tunnel_is_noticed() {
     let mut new = TcpStream::connect(daemon.address).await.unwrap();
     echoes(&mut new, b"on the second session").await;
     assert!(lab.hang_agent(&session, false));
-    daemon.event("resumed").await;
+    assert_eq!(daemon.event("resumed").await.number("attempts"), 0, "nothing was closed");
     echoes(&mut open, b"after").await;
     drop(open);
     let ended = daemon.event("ended").await;

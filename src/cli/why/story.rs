@@ -322,7 +322,9 @@ fn did(incident: &Incident<'_>, now: Timestamp) -> Vec<String> {
     let events = incident.events;
     let all = |word: &str| events.iter().filter(|event| event.event == word).collect::<Vec<_>>();
     let mut did = Vec::new();
-    let resumed = all("resumed");
+    let mut resumed = all("resumed");
+    // Where the agent was silent nothing was opened.
+    resumed.retain(|event| event.fields.get("attempts").is_none_or(|attempts| *attempts != 0));
     if let Some(last) = resumed.last() {
         did.push(format!("opened the data channel again after {}", took(last.duration_ms.unwrap_or(0))));
     }
