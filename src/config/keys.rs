@@ -309,7 +309,8 @@ pub(super) static KEYS: &[TunnelKey] = &[
                 text::duration_or_off(g, Duration::from_secs(1), Duration::from_millis(DAY));
         }),
         Value("\"5m\""),
-        "A client that has taken nothing for this long, while something waits for it, is closed.",
+        "A client that has taken nothing for this long, while its `client_buffer` is full (or hardly anything is left of the \
+         64 MiB), is closed. One that is in nobody's way, such as a pager in which somebody reads, is left alone.",
     ),
     TunnelKey::new(
         "rotate",

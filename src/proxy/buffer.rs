@@ -17,6 +17,9 @@ pub(super) const CHUNK: usize = 16 * 1024;
 const SEGMENT: usize = 64 * 1024;
 /// For all clients of a tunnel together, beyond a chunk for each.
 const TUNNEL: usize = 64 << 20;
+/// Of all that a tunnel has, the part that is kept for clients that are slow for an instant: when less is free, those that
+/// take nothing are in the way of others.
+const RESERVE: usize = 8;
 
 /// Memory that many buffers share.
 #[derive(Debug)]
@@ -36,6 +39,11 @@ impl Budget {
     /// Bytes in use.
     pub(super) fn used(&self) -> usize {
         self.used.load(Relaxed)
+    }
+
+    /// Whether hardly any is left.
+    pub(super) fn is_short(&self) -> bool {
+        self.limit.saturating_sub(self.used()) < self.limit / RESERVE
     }
 
     fn take(&self, bytes: usize) -> bool {

@@ -3,10 +3,11 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use nix::sys::socket::{MsgFlags, send};
 use socket2::SockRef;
 use tokio::io::{Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
@@ -48,6 +49,13 @@ impl Client {
 
     pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         either!(self, socket => socket.try_write(bytes))
+    }
+
+    /// Like [`Self::try_write`], but asks the kernel itself. That tells of room only when a good part of its buffer is free
+    /// (of a TCP socket's a third, which may be more than a MB, of a Unix socket's three quarters), and gives it before.
+    pub(super) fn press(&self, bytes: &[u8]) -> io::Result<usize> {
+        let socket = either!(self, socket => socket.as_raw_fd());
+        Ok(send(socket, bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
     }
 
     /// Who it is, as far as the kernel still knows: an address, or a process.

@@ -65,7 +65,8 @@ pub struct Settings {
     pub half_close_timeout: Duration,
     /// Bytes that are kept for one client that takes less than comes for it.
     pub client_buffer: usize,
-    /// A client that takes nothing for so long, while something waits for it, is closed; `None` for never.
+    /// A client that takes nothing for so long, while there is no room for more of what comes for it, is closed; `None` for
+    /// never.
     pub stalled_client_timeout: Option<Duration>,
 }
 

@@ -6,7 +6,7 @@
 //! pumping ───┼── plugin closed ─ anything carried, or session not over within 250 ms ──► Finished, else Moved
 //!            ├── client's FIN ── pumping goes on; silent for half_close_timeout ──► Finished
 //!            ├── client's reset ──► ClientGone
-//!            ├── client takes nothing for stalled_client_timeout ──► Stalled
+//!            ├── client takes nothing for stalled_client_timeout, in others' way ──► Stalled
 //!            └── daemon's deadline ──► Stopped
 //! ```
 
@@ -28,7 +28,7 @@ use super::Settings;
 use super::buffer::{Buffer, CHUNK};
 use super::client::Client;
 use super::route::{Link, Route};
-use super::stall::{Stall, Teller};
+use super::stall::{Due, Stall, Teller};
 use super::stats::Stats;
 use crate::gateway::ledger::Ledger;
 
@@ -227,20 +227,15 @@ impl<'a> Flow<'a> {
             if let Poll::Ready(Err(_)) = self.poll_flush_down(cx) {
                 return Poll::Ready(Turn::ClientReset);
             }
-            if self.plugin_closed {
-                if self.down.is_empty() {
-                    return Poll::Ready(Turn::PluginClosed);
+            if self.plugin_closed && self.down.is_empty() {
+                return Poll::Ready(Turn::PluginClosed);
+            }
+            let Poll::Ready((ready, room)) = self.poll_readable(cx) else {
+                match ready!(self.poll_stall(cx)) {
+                    Some(turn) => return Poll::Ready(turn),
+                    None => continue,
                 }
-                self.stall.flows();
-                return self.poll_stall(cx);
-            }
-            let Poll::Ready(ready) = self.plugin.poll_read_ready(cx) else { return self.poll_stall(cx) };
-            let room = self.down.room(self.stall.limit());
-            if room == 0 {
-                // When the client takes something there is more room.
-                self.stall.is_full(self.down.len());
-                return self.poll_stall(cx);
-            }
+            };
             let mut chunk = [0; CHUNK];
             let read = ready.and_then(|()| self.plugin.try_read(chunk.get_mut(..room).unwrap_or_default()));
             if self.received(&chunk, read).is_err() {
@@ -249,9 +244,39 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// How long the client may leave waiting what waits for it.
-    fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
-        if self.down.is_empty() { Poll::Pending } else { self.stall.poll(cx).map(|()| Turn::ClientStalled) }
+    /// The plugin has something, and there is room for so much of it.
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<(io::Result<()>, usize)> {
+        if self.plugin_closed {
+            self.stall.flows();
+            return Poll::Pending;
+        }
+        let ready = ready!(self.plugin.poll_read_ready(cx));
+        match self.down.room(self.stall.limit()) {
+            // When the client takes something there is more room.
+            0 => {
+                self.stall.is_full(self.down.len());
+                Poll::Pending
+            }
+            room => Poll::Ready((ready, room)),
+        }
+    }
+
+    /// How long the client may leave waiting what waits for it. Ready with `None` when it has taken something after all.
+    fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<Option<Turn>> {
+        while let Some(bytes) = self.down.rest() {
+            let due = ready!(self.stall.poll(cx, self.down.len()));
+            match (written(self.client.press(bytes)), due) {
+                (Ok(0), Due::Close) => return Poll::Ready(Some(Turn::ClientStalled)),
+                (Ok(0), Due::Look) => {}
+                (Ok(taken), _) => {
+                    self.down.advance(taken);
+                    self.stall.moved(self.down.len());
+                    return Poll::Ready(None);
+                }
+                (Err(_), _) => return Poll::Ready(Some(Turn::ClientReset)),
+            }
+        }
+        Poll::Pending
     }
 
     /// Like [`Self::poll_down`], but takes only what has arrived already. The socket is asked directly: that the
@@ -294,6 +319,7 @@ impl<'a> Flow<'a> {
                     self.keep_down(bytes.get(written..).unwrap_or_default());
                 } else {
                     self.down.push(bytes);
+                    self.stall.grew(self.down.len());
                 }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}

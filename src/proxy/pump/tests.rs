@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, UnixStream};
 
 use super::*;
+use crate::config::Listen;
+use crate::proxy::Listener;
 use crate::proxy::rig::{PATIENCE, Rig, accept, eof, plugin, settings};
 use crate::proxy::route::Route;
 
@@ -433,13 +436,16 @@ async fn a_client_that_takes_nothing_is_reset_and_one_that_takes_little_is_not()
     rig.publish(vec![route.clone()]);
     let mut deaf = rig.client().await;
     let mut deaf_socket = accept(&plugin).await;
-    let mut slow = rig.client().await;
+    // Of a size at which its kernel tells of every 64 KB that it has read.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(200 << 10).unwrap();
+    let mut slow = socket.connect(rig.address).await.unwrap();
     let mut slow_socket = accept(&plugin).await;
     let answer = pattern(64 << 20);
     write_until_stuck(&mut deaf_socket, &answer).await;
     write_until_stuck(&mut slow_socket, &answer).await;
-    // A socket tells of room when a good part of it is free: a client that takes less than that takes nothing.
-    let mut piece = vec![0; 2 << 20];
+    // Too little for the kernel to tell of room: it does so when a third of its 4 MB is free.
+    let mut piece = vec![0; 80 << 10];
     let slowly = async {
         loop {
             slow.read_exact(&mut piece).await.unwrap();
@@ -465,6 +471,63 @@ async fn a_client_that_takes_nothing_is_reset_and_one_that_takes_little_is_not()
     assert_eq!(error.kind(), ErrorKind::ConnectionReset, "an answer that is cut must not look complete");
     let counts = rig.proxy.stats().snapshot();
     assert_eq!((counts.open, counts.stalled_closed), (1, 1));
+}
+
+/// A pager that is left at its first page.
+#[tokio::test]
+async fn a_client_that_holds_up_nobody_is_left_alone() {
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    let rig = Rig::new(Settings { stalled_client_timeout: Some(TIMEOUT), ..settings() });
+    let (plugin, route) = plugin(1).await;
+    rig.publish(vec![route.clone()]);
+    let mut client = rig.client().await;
+    let mut socket = accept(&plugin).await;
+    // As much as the sockets take, and about 2 MB of the 4 that may wait.
+    let sent = pattern(64 << 20);
+    let mut written = 0;
+    while rig.proxy.stats().snapshot().buffered < 2 << 20 {
+        written += socket.write(&sent[written..written + (64 << 10)]).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    tokio::time::sleep(3 * TIMEOUT).await;
+    let counts = rig.proxy.stats().snapshot();
+    assert_eq!((counts.open, counts.stalled, counts.stalled_closed), (1, 0, 0));
+    socket.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    timeout(PATIENCE, client.read_to_end(&mut got)).await.unwrap().unwrap();
+    assert!(got == sent[..written]);
+}
+
+/// A Unix socket tells of room only when three quarters of it are free.
+#[tokio::test]
+async fn a_client_on_a_unix_socket_that_takes_little_is_not_reset() {
+    const TIMEOUT: Duration = Duration::from_secs(3);
+    let limits = Settings { client_buffer: 64 << 10, stalled_client_timeout: Some(TIMEOUT), ..settings() };
+    let rig = Rig::new(limits);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("db.sock");
+    rig.proxy.serve(Listener::bind(&Listen::Unix(path.clone())).unwrap());
+    let (plugin, route) = plugin(1).await;
+    rig.publish(vec![route.clone()]);
+    let mut client = UnixStream::connect(&path).await.unwrap();
+    let mut socket = accept(&plugin).await;
+    let sent = pattern(64 << 20);
+    let began = Instant::now();
+    let slowly = async {
+        let (mut piece, mut at) = ([0; 1 << 10], 0);
+        while began.elapsed() < 3 * TIMEOUT {
+            client.read_exact(&mut piece).await.unwrap();
+            assert!(piece == sent[at..at + piece.len()]);
+            at += piece.len();
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    };
+    tokio::select! {
+        () = slowly => {}
+        _ = socket.write_all(&sent) => panic!("64 MB went somewhere"),
+    }
+    let counts = rig.proxy.stats().snapshot();
+    assert_eq!((counts.open, counts.stalled, counts.stalled_closed), (1, 1, 0));
 }
 
 #[tokio::test]
