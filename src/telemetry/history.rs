@@ -7,6 +7,7 @@ mod file;
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{mpsc, watch};
@@ -32,6 +33,8 @@ pub struct History {
     recent: Mutex<Recent>,
     latest: watch::Sender<u64>,
     files: Option<Files>,
+    /// The disk did not take the last event, which was said.
+    failing: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -121,7 +124,13 @@ impl History {
 
     fn new(tunnel: &str, recent: Recent, files: Option<Files>) -> Arc<Self> {
         let latest = watch::Sender::new(recent.seq);
-        Arc::new(Self { tunnel: tunnel.to_owned(), recent: Mutex::new(recent), latest, files })
+        Arc::new(Self {
+            tunnel: tunnel.to_owned(),
+            recent: Mutex::new(recent),
+            latest,
+            files,
+            failing: AtomicBool::new(false),
+        })
     }
 
     /// The tunnel's name.
@@ -151,6 +160,11 @@ impl History {
     /// Appends it to the file. Blocks for as long as the disk does.
     pub(super) fn write(&self, event: &Event) -> io::Result<()> {
         self.files.as_ref().map_or(Ok(()), |files| files.append(event))
+    }
+
+    /// Whether the last event could not be written; what it was before.
+    pub(super) fn set_failing(&self, failing: bool) -> bool {
+        self.failing.swap(failing, Relaxed)
     }
 
     /// The past, as far as `selection` wants it.

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use std::{io, thread};
@@ -54,8 +54,6 @@ struct Inner {
     open: Mutex<Open>,
     /// The thread that writes, from the first history with files on.
     writer: Mutex<Option<mpsc::Sender<Job>>>,
-    /// The disk did not take the last one; said once.
-    failing: AtomicBool,
     /// Events that the disk was too slow for.
     lost: AtomicU64,
     /// Who hears of every event.
@@ -81,7 +79,7 @@ impl Recorder {
     pub fn open(&self, tunnel: &str, folder: &Path) -> Arc<History> {
         let history = self.find(tunnel).map_or_else(|| History::open(tunnel, folder), Ok);
         let history = history.unwrap_or_else(|error| {
-            self.tell_failure(tunnel, &error);
+            tell_failure(tunnel, &error);
             History::in_memory(tunnel)
         });
         let early = {
@@ -196,7 +194,7 @@ impl Recorder {
             };
             match history.write(&event) {
                 Ok(()) => {
-                    self.0.failing.store(false, Relaxed);
+                    history.set_failing(false);
                     if told.is_some_and(|told| told.elapsed() < QUIET) {
                         continue;
                     }
@@ -209,17 +207,16 @@ impl Recorder {
                         );
                     }
                 }
-                Err(error) => self.tell_failure(history.tunnel(), &error),
+                // Once for each tunnel, until it works again.
+                Err(error) if !history.set_failing(true) => tell_failure(history.tunnel(), &error),
+                Err(_) => {}
             }
         }
     }
+}
 
-    /// Once, until it works again.
-    fn tell_failure(&self, tunnel: &str, error: &io::Error) {
-        if !self.0.failing.swap(true, Relaxed) {
-            warn!(tunnel, event = "record_failed", reason = %error, "events cannot be recorded: {error}");
-        }
-    }
+fn tell_failure(tunnel: &str, error: &io::Error) {
+    warn!(tunnel, event = "record_failed", reason = %error, "events cannot be recorded: {error}");
 }
 
 impl Inner {
@@ -431,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_used_is_said_once_and_memory_has_the_events() {
+    fn a_folder_that_cannot_be_used_is_said_of_each_tunnel_and_memory_has_the_events() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("file"), "").unwrap();
         let recorder = Recorder::default();
@@ -442,6 +439,29 @@ mod tests {
             tracing::info!(tunnel = "b", event = "ready", "still");
         });
         assert_eq!(events(&histories[0])[0].event, "record_failed");
-        assert_eq!(events(&histories[1])[0].event, "ready");
+        let words: Vec<_> = events(&histories[1]).iter().map(|event| event.event.clone()).collect();
+        assert_eq!(words, ["record_failed", "ready"]);
+    }
+
+    /// One tunnel's folder says nothing of another one's, and what works again may fail again.
+    #[tokio::test]
+    async fn a_file_that_cannot_be_written_is_said_once_of_its_own_tunnel() {
+        let folder = tempfile::tempdir().unwrap();
+        let recorder = Recorder::default();
+        let (a, b) =
+            (recorder.open("a", &folder.path().join("a")), recorder.open("b", &folder.path().join("b")));
+        // Nothing can be appended to a folder.
+        for name in ["a", "b"] {
+            std::fs::create_dir(folder.path().join(name).join("events.jsonl")).unwrap();
+        }
+        for name in ["a", "a", "b"] {
+            during(&recorder, || tracing::info!(tunnel = name, event = "ready", ""));
+        }
+        recorder.flush(Duration::from_secs(20)).await;
+        assert!(a.set_failing(true) && b.set_failing(true));
+        std::fs::remove_dir(folder.path().join("a/events.jsonl")).unwrap();
+        during(&recorder, || tracing::info!(tunnel = "a", event = "ready", ""));
+        recorder.flush(Duration::from_secs(20)).await;
+        assert!(!a.set_failing(false) && b.set_failing(true));
     }
 }
