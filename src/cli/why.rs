@@ -112,8 +112,9 @@ async fn ask(socket: &Path) -> Result<(Box<Status>, Vec<Event>), Error> {
     let (mut status, mut events) = (client.status().await?, events(&mut client).await?);
     // Between the two the state may have changed: they have to speak of the same.
     for _ in 0..AGAIN {
-        let last = events.iter().rfind(|event| event.event == STATE);
-        if last.is_none_or(|last| state(last) == status.state.word()) {
+        let last = events.iter().rfind(|event| event.event == STATE).map(state);
+        let tries = status.state == State::Starting && last == Some(State::Waiting.word());
+        if tries || last.is_none_or(|last| last == status.state.word()) {
             break;
         }
         (status, events) = (client.status().await?, self::events(&mut client).await?);

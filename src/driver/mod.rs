@@ -45,6 +45,7 @@ use crate::plugin::version::Versions;
 use crate::proxy::{Route, Stats};
 use crate::telemetry::history::History;
 use crate::telemetry::recorder::{HISTORY, Recorder};
+use crate::telemetry::thin::Repeats;
 use crate::tunnel::health::Probing;
 use crate::tunnel::rotation::Rotate;
 use crate::tunnel::status::State;
@@ -57,12 +58,18 @@ use outage::Outage;
 use record::Record;
 #[cfg(any(test, fuzzing))]
 pub(crate) use record::fuzz as fuzz_record;
+use report::more;
+use requests::Told;
 use session::{Message, Session};
 use snapshot::Snapshot;
 
 /// Messages that wait for the driver. It empties this faster than anything fills it; where it does not, the senders
 /// wait.
 const MESSAGES: usize = 256;
+/// While no session can be had, the same failure is told this often.
+const FAILED_AGAIN: Duration = Duration::from_secs(300);
+/// While a destination takes some connections and not others, that is told this often.
+const REFUSED_AGAIN: Duration = Duration::from_secs(60);
 
 /// What all tunnels of a process share.
 #[derive(Clone)]
@@ -122,6 +129,11 @@ pub struct Driver {
     stats: Arc<Stats>,
     history: Arc<History>,
     numbers: Numbers,
+    told: Told,
+    /// Attempts that failed since a session was ready.
+    failed: Repeats,
+    /// Connections that the agent could not make.
+    refused: Repeats,
     /// The last round trip to an agent, of any session.
     round_trip: Option<Duration>,
     /// The identity that the last session was started with.
@@ -162,6 +174,7 @@ impl Driver {
         let (routes, routes_receiver) = watch::channel(Vec::new());
         let (snapshot, snapshot_receiver) = watch::channel(Snapshot::new(core.status(), Instant::now()));
         let began = Instant::now();
+        let told = Told { state: describe::state(&snapshot.borrow().status), since: began };
         let handle = Handle {
             commands: command_sender,
             routes: routes_receiver,
@@ -188,6 +201,9 @@ impl Driver {
             stats,
             history,
             numbers: Numbers::default(),
+            told,
+            failed: Repeats::new(FAILED_AGAIN),
+            refused: Repeats::new(REFUSED_AGAIN),
             round_trip: None,
             api: None,
             clock: Clock::new(began),
@@ -279,14 +295,18 @@ impl Driver {
                 if let Err(error) = self.record.add(&id) {
                     warn!(tunnel = self.config.name, session = id, %error, "the session could not be recorded");
                 }
-                info!(
-                    tunnel = self.config.name,
-                    session = id,
-                    event = "started",
-                    target = begun.target,
-                    "session started with {}",
-                    begun.target
-                );
+                let (tunnel, target) = (&self.config.name, &begun.target);
+                if self.failed.is_quiet() {
+                    debug!(
+                        tunnel,
+                        session = id,
+                        event = "started",
+                        target,
+                        "session started with {target}, again"
+                    );
+                } else {
+                    info!(tunnel, session = id, event = "started", target, "session started with {target}");
+                }
                 self.api = Some(begun.api.clone());
                 session.seen.agent_version.clone_from(&begun.agent_version);
                 if let Some(version) = &begun.agent_version {
@@ -332,17 +352,26 @@ impl Driver {
     }
 
     /// Once it is known that the destination is down, nobody needs to hear it of each connection.
-    fn tell_refused(&self, generation: Generation) {
+    fn tell_refused(&mut self, generation: Generation) {
         let Some(session) = self.sessions.get(&generation) else { return };
         if let Some(route) = &session.route {
             route.doubted.store(true, Relaxed);
         }
         let (tunnel, session) = (&self.config.name, session.id());
         let text = "the agent could not reach the destination";
-        if self.snapshot.borrow().status.degraded.is_some() {
-            debug!(tunnel, session, event = "destination_failed", "{text}");
-        } else {
-            warn!(tunnel, session, event = "destination_failed", "{text}");
+        let known = self.snapshot.borrow().status.degraded.is_some();
+        // One of two hosts behind a name may be dead for days: half of all connections.
+        let told = if known { None } else { self.refused.pass(Instant::now().into_std(), "") };
+        match told {
+            None => debug!(tunnel, session, event = "destination_failed", "{text}"),
+            Some(repeated) => warn!(
+                tunnel,
+                session,
+                event = "destination_failed",
+                repeated,
+                "{text}{}",
+                more(repeated, "connections")
+            ),
         }
     }
 
@@ -373,9 +402,8 @@ impl Driver {
         let serving =
             serving.filter_map(|session| Some(self.sessions.get(&session.generation)?.id().to_owned()));
         let serving = serving.collect();
-        let before = self.snapshot.borrow().clone();
         if self.snapshot.send_if_modified(|snapshot| snapshot.update(status, serving, self.began)) {
-            self.tell_state(&before);
+            self.tell_state();
         }
         let status = &self.snapshot.borrow().status;
         let reason = || {

@@ -70,7 +70,16 @@ impl Driver {
                     // Clients that have said goodbye are not cut.
                     *cut = cut.saturating_sub(route.half_closed.load(Relaxed));
                 }
-                report::write(&self.config.name, session.map_or("", Session::id), &report);
+                let repeated = match &report {
+                    Report::Failed(_, failure, _) => {
+                        self.failed.pass(Instant::now().into_std(), &format!("{}: {failure}", failure.class))
+                    }
+                    Report::Ready(..) => Some(self.failed.reset()),
+                    _ => Some(0),
+                };
+                let target = session.and_then(|session| session.begun.as_ref());
+                let target = target.map_or("", |begun| begun.target.as_str());
+                report::write(&self.config.name, session.map_or("", Session::id), target, &report, repeated);
             }
             Action::Stopped => {}
         }

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::tunnel::failure::Class;
 use crate::tunnel::{Generation, Reason, Report};
 
-/// Writes one report of the core to the log. `session` is the id, as the console and CloudTrail show it.
-pub(super) fn write(tunnel: &str, session: &str, report: &Report) {
+/// Writes one report of the core to the log. `session` is the id, as the console and CloudTrail show it; `target` whom it
+/// is with. `repeated`: so many attempts have failed of which no line tells; none: no line is to tell of this one either.
+pub(super) fn write(tunnel: &str, session: &str, target: &str, report: &Report, repeated: Option<u64>) {
     match report {
         Report::Ready(_, took) => {
             info!(
@@ -16,8 +17,11 @@ pub(super) fn write(tunnel: &str, session: &str, report: &Report) {
                 session,
                 event = "ready",
                 duration_ms = millis(*took),
-                "ready after {}",
-                span(*took)
+                target,
+                repeated,
+                "ready after {}{}",
+                span(*took),
+                more(repeated.unwrap_or_default(), "failed attempts"),
             );
         }
         Report::Interrupted(_, reason) => {
@@ -127,6 +131,18 @@ pub(super) fn write(tunnel: &str, session: &str, report: &Report) {
         Report::Failed(_, failure, delay) => {
             let (class, text) = (failure.class.to_string(), &failure.text);
             let next = if delay.is_zero() { "now".to_owned() } else { format!("in {}", span(*delay)) };
+            let Some(repeated) = repeated else {
+                debug!(
+                    tunnel,
+                    session,
+                    event = "failed",
+                    class,
+                    reason = text,
+                    "no session again: {text}; next try {next}"
+                );
+                return;
+            };
+            let more = more(repeated, "failed attempts");
             match failure.class {
                 Class::NeedsChange | Class::Access => error!(
                     tunnel,
@@ -134,7 +150,8 @@ pub(super) fn write(tunnel: &str, session: &str, report: &Report) {
                     event = "failed",
                     class,
                     reason = text,
-                    "no session: {text}; next try {next}"
+                    repeated,
+                    "no session: {text}; next try {next}{more}"
                 ),
                 _ => warn!(
                     tunnel,
@@ -142,7 +159,8 @@ pub(super) fn write(tunnel: &str, session: &str, report: &Report) {
                     event = "failed",
                     class,
                     reason = text,
-                    "no session: {text}; next try {next}"
+                    repeated,
+                    "no session: {text}; next try {next}{more}"
                 ),
             }
         }
@@ -205,6 +223,11 @@ pub(super) fn generation(report: &Report) -> Option<Generation> {
         | Report::Failed(generation, ..)
         | Report::NotTerminated(generation, _) => *generation,
     })
+}
+
+/// What the lines before have left out.
+pub(super) fn more(repeated: u64, what: &str) -> String {
+    if repeated == 0 { String::new() } else { format!(" ({repeated} more {what} since the last such line)") }
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -1,15 +1,23 @@
 //! What is asked over the control socket, and what is told there and nowhere else.
 
+use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::describe::state;
-use super::{Driver, HISTORY, Snapshot};
-use crate::control::protocol::{ErrorCode, Reply, Request};
+use super::{Driver, HISTORY};
+use crate::control::protocol::{self, ErrorCode, Reply, Request};
 use crate::control::server::Ask;
 use crate::gateway;
 use crate::tunnel::command::Command;
 use crate::tunnel::status::State;
 use crate::tunnel::{Event, Generation};
+
+/// The state that the record was told of last.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub state: protocol::State,
+    pub since: Instant,
+}
 
 impl Driver {
     /// Answers, and says what it means to the core, if anything.
@@ -104,19 +112,21 @@ impl Driver {
             version = env!("CARGO_PKG_VERSION"),
             "the daemon runs the tunnel"
         );
-        let now = self.snapshot.borrow();
-        let word = state(&now.status).word();
+        let word = self.told.state.word();
         debug!(target: HISTORY, tunnel = self.config.name, event = "state", state = word, "{word}");
     }
 
-    /// Tells the record of every change of state: the past is drawn from that.
-    pub(super) fn tell_state(&self, before: &Snapshot) {
+    /// Tells the record of every change of state: the past is drawn from that. While no session can be had, `starting` and
+    /// `waiting` take turns: that is one outage, which is not to fill the record.
+    pub(super) fn tell_state(&mut self) {
         let now = self.snapshot.borrow();
-        let (word, was) = (state(&now.status).word(), state(&before.status).word());
-        if word == was {
+        let (state, was) = (state(&now.status), self.told.state);
+        if state == was || (was == protocol::State::Waiting && state == protocol::State::Starting) {
             return;
         }
-        let lasted = now.since.saturating_duration_since(before.since);
+        let before = std::mem::replace(&mut self.told, Told { state, since: Instant::now() });
+        let lasted = before.since.elapsed();
+        let (word, was) = (state.word(), was.word());
         debug!(
             target: HISTORY,
             tunnel = self.config.name,

@@ -1,4 +1,4 @@
-//! A limit for log lines that an outsider can provoke: at most so many a second, then a count.
+//! Limits for log lines that an outsider can provoke, or that an outage repeats: some of them, then a count.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -45,9 +45,70 @@ impl Thin {
     }
 }
 
+/// So many different lines are let through in one period.
+const KINDS: usize = 8;
+
+/// Lets a line through that is new, and one that was told already once in each period; counts the others.
+#[derive(Debug)]
+pub struct Repeats {
+    every: Duration,
+    told: Vec<(Instant, String)>,
+    left_out: u64,
+}
+
+impl Repeats {
+    /// With this period.
+    pub fn new(every: Duration) -> Self {
+        Self { every, told: Vec::new(), left_out: 0 }
+    }
+
+    /// Whether `line` may be written at `now`: `Some` with the number of lines left out since the last one, or `None` if
+    /// it is to be left out too. Where every line is another one, no more than [`KINDS`] of them are written in a period.
+    pub fn pass(&mut self, now: Instant, line: &str) -> Option<u64> {
+        self.told.retain(|(at, _)| now.saturating_duration_since(*at) < self.every);
+        if self.told.len() == KINDS || self.told.iter().any(|(_, told)| told == line) {
+            self.left_out += 1;
+            return None;
+        }
+        self.told.push((now, line.to_owned()));
+        Some(std::mem::take(&mut self.left_out))
+    }
+
+    /// Lines are being left out at the time.
+    pub fn is_quiet(&self) -> bool {
+        self.left_out > 0
+    }
+
+    /// What it was about is over: the number of lines left out since the last one.
+    pub fn reset(&mut self) -> u64 {
+        self.told.clear();
+        std::mem::take(&mut self.left_out)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_repeated_is_told_once_in_a_period_and_what_is_new_at_once() {
+        let mut repeats = Repeats::new(60 * WINDOW);
+        let start = Instant::now();
+        let at = |second: u32| start + WINDOW * second;
+        assert_eq!(repeats.pass(at(0), "refused"), Some(0));
+        assert_eq!(repeats.pass(at(1), "refused"), None);
+        assert!(repeats.is_quiet());
+        assert_eq!(repeats.pass(at(2), "timed out"), Some(1));
+        // They take turns.
+        assert_eq!(repeats.pass(at(3), "refused"), None);
+        assert_eq!(repeats.pass(at(4), "timed out"), None);
+        assert_eq!(repeats.pass(at(60), "refused"), Some(2));
+        assert_eq!(repeats.pass(at(61), "refused"), None);
+        assert_eq!(repeats.reset(), 1);
+        assert_eq!(repeats.pass(at(61), "refused"), Some(0), "another outage");
+        let passed = (0..1000).filter(|n| repeats.pass(at(100), &format!("request {n}")).is_some());
+        assert_eq!(passed.count(), KINDS - 1);
+    }
 
     #[test]
     fn passes_some_and_counts_the_rest() {

@@ -293,6 +293,41 @@ async fn a_tunnel_that_cannot_come_up_says_what_it_waits_for() {
     daemon.stop(&lab).await;
 }
 
+/// An outage of a weekend must not fill the record, nor hide in it when it began.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attempts_that_fail_alike_are_one_outage_since_its_beginning() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    lab.set(Fault::Api(Call::Start, ApiFault::Internal));
+    let address = own_address();
+    let daemon = Daemon::start(address, &tunnel(&lab, "echo", address, lab.echo_addr(), ""));
+    daemon.event("failed").await;
+    let first = daemon.status("it waits", |status| status["state"] == "waiting").await;
+    daemon.event_times("failed", 5).await;
+    let later = daemon.status("it waits again", |status| status["state"] == "waiting").await;
+    assert_eq!(later["since"], first["since"], "{later:#}");
+    let detail = until_text(&daemon, "echo · waiting for").await;
+    assert!(!detail.contains("waiting for 0s"), "{detail}");
+
+    lab.clear_all();
+    let ready = daemon.event("ready").await;
+    let attempts = daemon.events("failed").len();
+    let loud = daemon.events("failed").iter().filter(|line| line.fields["level"] != "DEBUG").count();
+    assert_eq!((loud, ready.number("repeated")), (1, attempts as u64 - 1), "{}", ready.text);
+    daemon.status("up", |status| status["state"] == "up").await;
+    let said = daemon.say(&["events", "echo", "--json"]).await;
+    let told: Vec<Value> = said.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let count = |word: &str| told.iter().filter(|event| event["event"] == word).count();
+    assert_eq!(count("failed"), 1, "{}", said.out);
+    let states = told.iter().filter(|event| event["event"] == "state");
+    let states: Vec<_> = states.map(|event| event["fields"]["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["starting", "waiting", "up"]);
+    let up = told.iter().rfind(|event| event["event"] == "state").unwrap();
+    assert!(up["duration_ms"].as_u64().unwrap() > 1000 && up["fields"]["was"] == "waiting", "{up}");
+    let why = daemon.say(&["why", "echo"]).await;
+    assert!(why.out.contains(&format!("{attempts} attempts to have a session failed")), "{}", why.out);
+    daemon.stop(&lab).await;
+}
+
 async fn until_text(daemon: &Daemon, part: &str) -> String {
     let began = Instant::now();
     loop {

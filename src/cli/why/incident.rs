@@ -174,6 +174,11 @@ pub fn field<'a>(event: &'a Event, name: &str) -> &'a str {
     event.fields.get(name).and_then(serde_json::Value::as_str).unwrap_or_default()
 }
 
+/// The same of a number, 0 where there is none.
+pub fn number(event: &Event, name: &str) -> u64 {
+    event.fields.get(name).and_then(serde_json::Value::as_u64).unwrap_or_default()
+}
+
 /// The first of the events that led to this one.
 fn led_to(events: &[Event], at: usize) -> usize {
     let Some(event) = events.get(at) else { return at };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::cause::Cause;
-use super::incident::{Incident, Obstacle, field, incidents};
+use super::incident::{Incident, Obstacle, field, incidents, number};
 use crate::cli::events::is_told;
 use crate::cli::paint::{age, took};
 use crate::cli::table::next_step;
@@ -124,8 +124,9 @@ fn up(story: &mut Story, status: &Status, last: Option<&Incident<'_>>, events: &
 
 /// Connections that the destination did not take, too few to call it down.
 fn refused(events: &[Event]) -> Option<String> {
-    let count = events.iter().filter(|event| event.event == "destination_failed").count();
-    let last = events.iter().rfind(|event| event.event == "destination_failed")?;
+    let refused = || events.iter().filter(|event| event.event == "destination_failed");
+    let last = refused().next_back()?;
+    let count: u64 = refused().map(|event| 1 + number(event, "repeated")).sum();
     Some(format!(
         "the target's agent could not reach the destination for {count} connections of clients, the last at {}",
         last.at
@@ -264,7 +265,7 @@ fn tell_incident(
     let of_session = |event: &&Event| event.event == "plugin_ended" && event.session == story.session;
     story.plugin_said = events.iter().rfind(of_session).and_then(|event| event.reason.clone());
     for event in events {
-        let number = |name: &str| event.fields.get(name).and_then(serde_json::Value::as_u64).unwrap_or(0);
+        let number = |name: &str| number(event, name);
         let clients = &mut story.clients;
         match event.event.as_str() {
             "held_released" => {
@@ -334,20 +335,24 @@ fn did(incident: &Incident<'_>, now: Timestamp) -> Vec<String> {
     // A session that was lost as soon as it was ready counts as a failure, too.
     let mut failed = all("failed");
     failed.retain(|event| !all("lost").iter().any(|lost| lost.session == event.session));
-    match failed.as_slice() {
-        [] => {}
-        [one] => did.push(format!("an attempt to have a session failed, at {}", clock(one.at, now))),
-        [first, .., last] => did.push(format!(
-            "{} attempts to have a session failed, the first at {}, the last at {}",
-            failed.len(),
-            clock(first.at, now),
-            clock(last.at, now)
-        )),
+    // Of those that were the same, and of none that a line tells of.
+    let untold = events.iter().filter(|event| ["failed", "ready"].contains(&event.event.as_str()));
+    let untold: u64 = untold.map(|event| number(event, "repeated")).sum();
+    match (failed.as_slice(), untold) {
+        ([], _) => {}
+        ([one], 0) => did.push(format!("an attempt to have a session failed, at {}", clock(one.at, now))),
+        ([first, ..], _) => {
+            let since = clock(first.at, now);
+            let count = failed.len() as u64 + untold;
+            did.push(format!("{count} attempts to have a session failed, the first at {since}"));
+        }
     }
     if let Some(started) = events.iter().rfind(|event| event.event == "ready") {
         let session = started.session.as_deref().unwrap_or("a session");
         let target = events.iter().find(|e| e.event == "started" && e.session == started.session);
-        let target = target.map(|event| format!(" on {}", field(event, "target"))).unwrap_or_default();
+        // A repeated attempt's own line is not recorded.
+        let target = field(target.unwrap_or(started), "target");
+        let target = if target.is_empty() { String::new() } else { format!(" on {target}") };
         let after = took(started.duration_ms.unwrap_or(0));
         did.push(format!("started session {session}{target}, which was ready after {after}"));
     }
