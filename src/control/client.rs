@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tokio_util::codec::{Framed, LinesCodec};
 
-use super::access::GROUP;
+use super::access::{self, GROUP};
 use super::protocol::{ErrorCode, Line, MAX_REPLY, Reply, Request, Status, VERSION};
 
 /// A daemon that has not answered after this does not.
@@ -73,7 +73,12 @@ impl Client {
     /// # Errors
     /// The connection has broken.
     pub async fn send(&mut self, request: Request) -> Result<(), Error> {
-        let line = serde_json::to_string(&Line::new(request)).map_err(io::Error::from)?;
+        let by = match request {
+            Request::Status | Request::Events { .. } => None,
+            // Commands are logged with whoever has given them.
+            _ => access::own_name().await,
+        };
+        let line = serde_json::to_string(&Line { by, ..Line::new(request) }).map_err(io::Error::from)?;
         match timeout(PATIENCE, self.lines.send(line)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {

@@ -33,6 +33,10 @@ pub const MAX_REPLY: usize = 1 << 20;
 pub struct Line<T> {
     /// [`VERSION`] of whoever wrote it.
     pub v: u32,
+    /// With a command: the name of the user who asks, by their own word. The daemon goes by what the kernel says where
+    /// that can tell users apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
     /// The request or reply itself.
     #[serde(flatten)]
     pub body: T,
@@ -41,7 +45,7 @@ pub struct Line<T> {
 impl<T> Line<T> {
     /// A line in this build's version.
     pub fn new(body: T) -> Self {
-        Self { v: VERSION, body }
+        Self { v: VERSION, by: None, body }
     }
 }
 

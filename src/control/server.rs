@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tracing::debug;
 
-use super::access::{self, Access, GROUP};
+use super::access::{Access, GROUP, Refusal};
 use super::place;
 use super::protocol::{ErrorCode, Line, MAX_REQUEST, Reply, Request, VERSION};
 use crate::socket_file::{self, SocketFile};
@@ -137,13 +137,16 @@ impl Shared {
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
+                    Ok((socket, _)) if clients.len() >= MAX_CLIENTS => refuse(&socket, &busy()),
                     Ok((socket, _)) => {
-                        match self.admit(&socket, clients.len()) {
-                            Ok(user) => {
-                                clients.spawn(self.clone().serve(socket, user));
+                        // Who it is may take a while to find out: the next one does not wait for that.
+                        let this = self.clone();
+                        clients.spawn(async move {
+                            match this.admit(&socket).await {
+                                Ok(user) => this.serve(socket, user).await,
+                                Err(refusal) => refuse(&socket, &refusal),
                             }
-                            Err(refusal) => refuse(&socket, &refusal),
-                        }
+                        });
                     }
                     Err(error) => {
                         debug!(%error, "a client of the control socket could not be accepted");
@@ -156,21 +159,23 @@ impl Shared {
     }
 
     /// Lets a client in by its number of user, or says why not.
-    fn admit(&self, socket: &UnixStream, clients: usize) -> Result<u32, Reply> {
-        let peer = socket.peer_cred().ok().filter(|peer| self.access.admits(peer));
-        match peer {
-            None => Err(Reply::Error {
-                code: ErrorCode::Denied,
-                message: format!("only root, the daemon's user and members of the group {GROUP} may ask"),
-            }),
-            Some(_) if clients >= MAX_CLIENTS => Err(Reply::Error {
-                code: ErrorCode::Busy,
-                message: format!(
-                    "{MAX_CLIENTS} clients are connected already; close one, or try again later"
+    async fn admit(&self, socket: &UnixStream) -> Result<u32, Reply> {
+        let peer = socket.peer_cred().ok();
+        let admitted = match &peer {
+            Some(peer) => self.access.admit(peer).await.map(|()| peer.uid()),
+            None => Err(Refusal::Stranger),
+        };
+        admitted.map_err(|refusal| Reply::Error {
+            code: ErrorCode::Denied,
+            message: match refusal {
+                Refusal::Stranger => {
+                    format!("only root, the daemon's user and members of the group {GROUP} may ask")
+                }
+                Refusal::NotKnown => format!(
+                    "this host's name service does not say whether you are in the group {GROUP}: ask as root"
                 ),
-            }),
-            Some(peer) => Ok(peer.uid()),
-        }
+            },
+        })
     }
 
     async fn serve(self: Arc<Self>, socket: UnixStream, user: u32) {
@@ -178,11 +183,14 @@ impl Shared {
         let mut lines = FramedRead::new(reader, LinesCodec::new_with_max_length(MAX_REQUEST));
         while let Ok(Some(line)) = timeout(IDLE, lines.next()).await {
             let done = match line.map_err(|error| unreadable(&error)).and_then(|line| parse(&line)) {
-                Ok(Request::Events { since, after, last, follow }) => {
+                Ok((Request::Events { since, after, last, follow }, _)) => {
                     let selection = Selection { since, after, last };
                     self.events(selection, follow, &mut lines, &mut writer).await
                 }
-                Ok(request) => send(&mut writer, &self.ask(request, user).await).await,
+                Ok((request, claim)) => {
+                    let reply = self.ask(request, user, claim.as_deref()).await;
+                    send(&mut writer, &reply).await
+                }
                 Err(refusal) => {
                     let _ = send(&mut writer, &refusal).await;
                     Err(Over)
@@ -195,9 +203,12 @@ impl Shared {
     }
 
     /// Passes a question on to the tunnel.
-    async fn ask(&self, request: Request, user: u32) -> Reply {
+    async fn ask(&self, request: Request, user: u32, claim: Option<&str>) -> Reply {
         let (answer, answered) = oneshot::channel();
-        let by = if request == Request::Status { String::new() } else { access::name(user) };
+        let by = match request {
+            Request::Status => String::new(),
+            _ => self.access.name(user, claim).await,
+        };
         let ask = Ask { request, by, answer };
         let asked = async {
             self.asks.send(ask).await.is_ok().then_some(())?;
@@ -257,7 +268,15 @@ impl Shared {
     }
 }
 
-fn parse(line: &str) -> Result<Request, Reply> {
+fn busy() -> Reply {
+    Reply::Error {
+        code: ErrorCode::Busy,
+        message: format!("{MAX_CLIENTS} clients are connected already; close one, or try again later"),
+    }
+}
+
+/// The request, and who asks by their own word.
+fn parse(line: &str) -> Result<(Request, Option<String>), Reply> {
     #[derive(serde::Deserialize)]
     struct Version {
         v: u32,
@@ -270,7 +289,7 @@ fn parse(line: &str) -> Result<Request, Reply> {
                 "this daemon speaks version {VERSION}, not {v}; it is older than the program: restart it"
             ),
         ),
-        (Ok(Line { v: VERSION, body }), _) => Ok(body),
+        (Ok(Line { v: VERSION, by, body }), _) => Ok((body, by)),
         (Err(error), Ok(_)) => refusal(ErrorCode::BadRequest, format!("not a request: {error}")),
         _ => refusal(
             ErrorCode::BadRequest,

@@ -269,3 +269,55 @@ fn the_longest_event_fits_into_a_reply() {
         Event { message: "\u{1}".repeat(4096), reason: Some("\u{1}".repeat(4096)), ..Event::default() };
     assert!(text(&Reply::Event(Box::new(event))).unwrap().len() < super::super::protocol::MAX_REPLY);
 }
+
+/// A name service that answers the first question only when it is let go, as one that cannot be reached.
+struct Hanging {
+    asked: std::sync::atomic::AtomicUsize,
+    let_go: std::sync::Mutex<Option<oneshot::Receiver<()>>>,
+}
+
+impl crate::control::access::Names for Hanging {
+    fn is_member(&self, _: nix::unistd::Uid, _: nix::unistd::Gid, _: nix::unistd::Gid) -> bool {
+        if self.asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0 {
+            let released = self.let_go.lock().unwrap().take().unwrap();
+            let _ = released.blocking_recv();
+        }
+        true
+    }
+
+    fn name(&self, _: nix::unistd::Uid) -> Option<String> {
+        None
+    }
+}
+
+#[tokio::test]
+async fn a_name_service_that_hangs_stops_neither_other_clients_nor_other_tunnels() {
+    let (let_go, released) = oneshot::channel();
+    let names = Arc::new(Hanging { asked: 0.into(), let_go: std::sync::Mutex::new(Some(released)) });
+    let folder = tempfile::tempdir().unwrap();
+    let (asks, mut asked) = mpsc::channel::<Ask>(1);
+    let access = Access::that_asks(names.clone());
+    let server = Server::open(&folder.path().join("db"), &access, asks, History::in_memory("db")).unwrap();
+    tokio::spawn(async move {
+        while let Some(ask) = asked.recv().await {
+            let _ = ask.answer.send(Reply::Status(Box::default()));
+        }
+    });
+    let other = Rig::new();
+
+    let path = server.path().to_owned();
+    let hanging = tokio::spawn(async move { client::status(&path).await });
+    while names.asked.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    client::status(server.path()).await.unwrap();
+    assert_eq!(other.client().await.status().await.unwrap().name, "db");
+    assert!(!hanging.is_finished());
+    // It is not waited for for ever.
+    let refused = hanging.await.unwrap().unwrap_err();
+    assert!(
+        matches!(&refused, client::Error::Refused { code: ErrorCode::Denied, message } if message.contains("name service")),
+        "{refused:?}"
+    );
+    drop(let_go);
+}
