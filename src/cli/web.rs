@@ -32,6 +32,10 @@ pub struct WebArgs {
     #[arg(long, value_name = "DIR")]
     pub runtime_dir: Option<PathBuf>,
 
+    /// Where systemd's links say which tunnels are to run, for tests [default: its own, without --runtime-dir]
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub units_dir: Option<PathBuf>,
+
     /// A further name under which browsers may ask for the page
     ///
     /// Names that are not known are refused, so that no web site can read the page through a visitor's browser. Known
@@ -86,8 +90,13 @@ async fn serve(args: WebArgs) -> ExitCode {
     let listen = listener.local_addr().unwrap_or(args.listen);
     info!(event = "web_listening", %listen, "the page is at http://{listen}/");
     notify::ready();
-    let settings =
-        Settings { directories: place::directories(args.runtime_dir.as_deref()), hosts: args.hosts };
+    let units = match (&args.units_dir, &args.runtime_dir) {
+        (Some(directory), _) => vec![directory.clone()],
+        (None, Some(_)) => Vec::new(),
+        (None, None) => web::UNITS.map(PathBuf::from).to_vec(),
+    };
+    let directories = place::directories(args.runtime_dir.as_deref());
+    let settings = Settings { directories, units, hosts: args.hosts };
     tokio::select! {
         () = web::serve(listener, settings) => {}
         _ = terminate.recv() => {}

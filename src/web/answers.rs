@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::board::{About, Board, Known};
+use super::board::{About, Board, Known, Lost};
 use super::exposition::{self, Format, Told};
 use super::guard::Guard;
 use super::{Settings, page, streams};
@@ -109,7 +109,7 @@ impl Site {
     async fn metrics(&self, accept: &str) -> Response<Answer> {
         let tunnels = self.fresh().await;
         let told: Vec<_> =
-            tunnels.iter().map(|one| Told { status: &one.status, answers: one.lost.is_none() }).collect();
+            tunnels.iter().map(|one| Told { status: &one.status, answers: one.answers() }).collect();
         let format = Format::wanted(accept);
         let text = exposition::expose(&told, VERSION, Timestamp::now(), format);
         let mut response = Response::new(full(Full::from(text)));
@@ -153,6 +153,7 @@ impl Site {
             .await
             .into_iter()
             .map(|Known { status, lost }| {
+                let lost = lost.filter(Lost::is_news);
                 let lost = lost.map(|lost| json!({ "since": lost.since, "reason": lost.why }));
                 json!({ "reachable": lost.is_none(), "unreachable": lost, "status": &*status })
             })

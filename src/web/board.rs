@@ -1,6 +1,6 @@
 //! What is known of every tunnel of the host, and who is to be told of a change.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -52,6 +52,8 @@ pub struct Board {
 #[derive(Debug, Default)]
 struct Inner {
     tunnels: BTreeMap<String, Tunnel>,
+    /// Tunnels that are to run.
+    expected: BTreeSet<String>,
     arrived: VecDeque<Arrived>,
     next: u64,
     /// The directory was read.
@@ -64,6 +66,8 @@ struct Inner {
 struct Tunnel {
     status: Option<Arc<Status>>,
     lost: Option<Lost>,
+    /// It was to run, and is not any more.
+    dropped: bool,
     events: VecDeque<Arc<Event>>,
     samples: Samples,
     /// Bytes carried by the time of the last sample, and when that was.
@@ -79,8 +83,22 @@ struct Tunnel {
 pub struct Lost {
     /// Since when.
     pub since: Timestamp,
+    /// What that looks like.
+    pub how: Absence,
     /// What came instead.
     pub why: String,
+}
+
+/// How a daemon does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Absence {
+    /// For a moment, which need not mean anything: so does one that is restarted.
+    Silent,
+    /// Nobody listens.
+    Gone,
+    /// Somebody listens and says nothing, or nothing to us.
+    Deaf,
 }
 
 #[derive(Clone, Debug, Default, Serialize)]
@@ -109,6 +127,13 @@ pub struct Known {
     pub lost: Option<Lost>,
 }
 
+impl Known {
+    /// Whether its daemon answers; one that is being restarted counts as if it did.
+    pub fn answers(&self) -> bool {
+        !self.lost.as_ref().is_some_and(Lost::is_news)
+    }
+}
+
 /// What a page is told beside the tunnels.
 #[derive(Clone, Debug, Serialize)]
 pub struct About {
@@ -129,6 +154,8 @@ struct Told<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     lost: Option<Option<Timestamp>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    absence: Option<Absence>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeline: Option<Timeline>,
@@ -143,6 +170,7 @@ impl Tunnel {
             name,
             status: status.map(|status| Status { metrics: Metrics::default(), ..status.clone() }),
             lost: status.map(|_| self.lost.as_ref().map(|lost| lost.since)),
+            absence: self.lost.as_ref().map(|lost| lost.how),
             why: self.lost.as_ref().map(|lost| lost.why.as_str()),
             timeline: (whole || self.timeline_changed).then(|| self.timeline(now)),
             samples: whole.then_some(&self.samples),
@@ -151,9 +179,9 @@ impl Tunnel {
 
     fn timeline(&self, now: Timestamp) -> Timeline {
         let present = match (&self.lost, &self.status) {
-            (Some(lost), _) => Some(Present { state: None, since: lost.since }),
-            (None, Some(status)) => Some(Present { state: Some(status.state), since: status.since }),
-            (None, None) => None,
+            (Some(lost), _) if lost.is_news() => Some(Present { state: None, since: lost.since }),
+            (_, Some(status)) => Some(Present { state: Some(status.state), since: status.since }),
+            (_, None) => None,
         };
         timeline::draw(self.events.iter().map(Arc::as_ref), present.as_ref(), now)
     }
@@ -210,30 +238,41 @@ impl Board {
         self.dirty.notify_one();
     }
 
-    /// A tunnel does not answer at the moment, which need not mean anything: nobody has to wait for it.
-    pub fn away(&self, name: &str, round: u64) {
-        if let Some(tunnel) = self.inner().tunnels.get_mut(name) {
-            tunnel.round = tunnel.round.max(round);
-        }
-        self.answered.notify_waiters();
-    }
-
-    /// A tunnel does not answer. One that nobody has ever heard of has no row.
-    pub fn lost(&self, name: &str, why: &str, round: u64) {
+    /// A tunnel does not answer. One that nobody has ever heard of has no row until that is news.
+    pub fn lost(&self, name: &str, lost: Lost, round: u64) {
         let mut inner = self.inner();
-        if let Some(tunnel) = inner.tunnels.get_mut(name) {
-            tunnel.round = tunnel.round.max(round);
-            let since = tunnel.lost.as_ref().map_or_else(Timestamp::now, |lost| lost.since);
-            let lost = Some(Lost { since, why: why.to_owned() });
-            if tunnel.lost != lost {
-                tunnel.lost = lost;
-                tunnel.status_changed = true;
-                tunnel.timeline_changed = true;
-            }
+        let tunnel = inner.tunnels.entry(name.to_owned()).or_default();
+        tunnel.round = tunnel.round.max(round);
+        let since = tunnel.lost.as_ref().map_or(lost.since, |before| before.since);
+        let lost = Lost { since, ..lost };
+        if tunnel.status.is_none() && lost.is_news() {
+            let status = Status { name: name.to_owned(), state: State::Stopped, since, ..Status::default() };
+            tunnel.status = Some(Arc::new(status));
+        }
+        let lost = Some(lost);
+        if tunnel.lost != lost {
+            tunnel.lost = lost;
+            tunnel.status_changed = true;
+            tunnel.timeline_changed = true;
         }
         drop(inner);
         self.answered.notify_waiters();
         self.dirty.notify_one();
+    }
+
+    /// These tunnels are to run.
+    pub fn expect(&self, names: BTreeSet<String>) {
+        let mut inner = self.inner();
+        let before = std::mem::replace(&mut inner.expected, names);
+        let Inner { tunnels, expected, .. } = &mut *inner;
+        for (name, tunnel) in tunnels {
+            tunnel.dropped = !expected.contains(name) && (tunnel.dropped || before.contains(name));
+        }
+    }
+
+    /// The tunnels that are to run.
+    pub fn expected(&self) -> BTreeSet<String> {
+        self.inner().expected.clone()
     }
 
     /// A tunnel was stopped by somebody, and is none of this host's any more.
@@ -274,15 +313,12 @@ impl Board {
         self.inner().tunnels.get(name).and_then(|tunnel| tunnel.events.back()).map(|event| event.at)
     }
 
-    /// Whether a tunnel has said, by its last word, that it stops; or has never said anything.
-    pub fn was_stopped(&self, name: &str) -> bool {
+    /// Whether a tunnel that has no socket any more has done what somebody wanted: it is not to run, and was told to stop,
+    /// or has never said anything.
+    pub fn may_go(&self, name: &str) -> bool {
         let inner = self.inner();
         let Some(tunnel) = inner.tunnels.get(name) else { return true };
-        let stops = |state| matches!(state, State::Stopping | State::Stopped);
-        let told = tunnel.events.iter().rfind(|event| event.event == history::STATE);
-        let told = told.and_then(|event| event.fields.get("state")?.as_str());
-        told.is_some_and(|word| [State::Stopping, State::Stopped].iter().any(|state| state.word() == word))
-            || tunnel.status.as_deref().is_none_or(|status| stops(status.state))
+        !inner.expected.contains(name) && (tunnel.dropped || tunnel.was_stopped())
     }
 
     /// When every tunnel is to be asked.
@@ -395,7 +431,7 @@ impl Board {
         match &inner.trouble {
             Some(trouble) => Err(trouble.clone()),
             None if !inner.searched => Err("the runtime directory has not been read yet".to_owned()),
-            None => Ok(inner.tunnels.len()),
+            None => Ok(inner.tunnels.values().filter(|tunnel| tunnel.status.is_some()).count()),
         }
     }
 
@@ -443,7 +479,22 @@ impl Board {
     }
 }
 
+impl Lost {
+    /// It lasts longer than a restart.
+    pub fn is_news(&self) -> bool {
+        self.how != Absence::Silent
+    }
+}
+
 impl Tunnel {
+    /// Whether its last word was that it stops.
+    fn was_stopped(&self) -> bool {
+        let told = self.events.iter().rfind(|event| event.event == history::STATE);
+        let told = told.and_then(|event| event.fields.get("state")?.as_str());
+        told.is_some_and(|word| [State::Stopping, State::Stopped].iter().any(|state| state.word() == word))
+            || self.status.as_deref().is_none_or(|one| matches!(one.state, State::Stopping | State::Stopped))
+    }
+
     fn known(&self) -> Option<Known> {
         self.status.clone().map(|status| Known { status, lost: self.lost.clone() })
     }
@@ -511,7 +562,8 @@ mod tests {
         let patience = Duration::from_secs(2);
         board.refresh(began + patience).await;
         assert_eq!(began.elapsed(), patience, "one has not answered");
-        board.lost("hangs", "no answer", 0);
+        let why = "no answer".to_owned();
+        board.lost("hangs", Lost { since: Timestamp::now(), how: Absence::Silent, why }, 0);
         board.status("up", Status::default(), 2);
         let began = Instant::now();
         board.refresh(began + patience).await;

@@ -4,11 +4,12 @@
 //! control sockets ──► watcher ──► board ──► answers: /metrics, /readyz/NAME, /api/…
 //!  (one task each)                  └─────► streams: /api/events, /api/live (the page's)
 //! ```
-//! A process of its own: it reads the control sockets and nothing else, and can fail without harming a tunnel. It only
+//! A process of its own: it asks the control sockets, and can fail without harming a tunnel. It only
 //! ever shows: there is no request that changes anything.
 
 mod answers;
 pub mod board;
+mod expected;
 pub mod exposition;
 mod guard;
 mod page;
@@ -33,6 +34,7 @@ use tracing::{debug, warn};
 
 use self::answers::Site;
 use self::board::Board;
+pub use self::expected::UNITS;
 
 /// Clients connected at once; those beyond it wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 256;
@@ -52,6 +54,8 @@ const AGAIN: Duration = Duration::from_millis(200);
 pub struct Settings {
     /// Where control sockets are looked for.
     pub directories: Vec<PathBuf>,
+    /// Where units of systemd's say which tunnels are to run; none: those are watched that are there.
+    pub units: Vec<PathBuf>,
     /// Names under which the server may be asked, beside addresses, `localhost` and the host's own name.
     pub hosts: Vec<String>,
 }
@@ -59,7 +63,7 @@ pub struct Settings {
 /// Serves until the listener cannot be used any more, which is never.
 pub async fn serve(listener: TcpListener, settings: Settings) {
     let board = Arc::new(Board::default());
-    let watching = watcher::watch(board.clone(), settings.directories.clone());
+    let watching = watcher::watch(board.clone(), settings.directories.clone(), settings.units.clone());
     let site = Arc::new(Site::new(board.clone(), settings, MAX_STREAMS));
     tokio::select! {
         () = watching => {}

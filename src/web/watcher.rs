@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
-use super::board::{Board, SAMPLE_EVERY};
-use super::timeline;
+use super::board::{Absence, Board, Lost, SAMPLE_EVERY};
+use super::{expected, timeline};
 use crate::control::client::{Client, Error};
 use crate::control::place;
 use crate::control::protocol::{Reply, Request, Status};
@@ -21,24 +22,36 @@ use crate::control::time::Timestamp;
 
 /// How often the runtime directories are read: a new tunnel is to be seen within a second.
 const SEARCH: Duration = Duration::from_secs(1);
-/// How often a tunnel is asked while somebody looks at the page. What matters comes as an event, at once.
-const WATCHED: Duration = Duration::from_millis(1500);
+/// How often a tunnel is asked while somebody looks at the page. What matters comes as an event, at once; only a daemon that
+/// hangs says nothing, and is to be seen within this and [`SOON`].
+const WATCHED: Duration = Duration::from_millis(1200);
+/// A tunnel that has not answered after this is said to be silent.
+const SOON: Duration = Duration::from_millis(600);
 /// How long a tunnel may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long a daemon may be away before that is news: a restart takes less.
+/// How long a daemon may be away, from the first question without an answer, before that is news: a restart takes less.
 const AWAY: Duration = Duration::from_secs(5);
 /// Between attempts to reach one that is away.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Watches the tunnels below these directories, for ever.
-pub async fn watch(board: Arc<Board>, directories: Vec<PathBuf>) {
+/// Watches the tunnels below these directories, and those that units of systemd's in `units` are to run, for ever.
+pub async fn watch(board: Arc<Board>, directories: Vec<PathBuf>, units: Vec<PathBuf>) {
+    let directories: Arc<[PathBuf]> = directories.into();
     let mut watchers: HashMap<String, JoinHandle<()>> = HashMap::new();
     loop {
         watchers.retain(|_, watcher| !watcher.is_finished());
-        for (name, socket) in place::sockets(&directories) {
+        // While it is not known, those of before are expected.
+        if let Some(names) = expected::tunnels(&units) {
+            board.expect(names);
+        }
+        for name in place::sockets(&directories).into_keys().chain(board.expected()) {
             watchers.entry(name).or_insert_with_key(|name| {
-                let watcher =
-                    Watcher { board: board.clone(), name: name.clone(), socket, news: Notify::new() };
+                let watcher = Watcher {
+                    board: board.clone(),
+                    name: name.clone(),
+                    directories: directories.clone(),
+                    news: Notify::new(),
+                };
                 tokio::spawn(watcher.run())
             });
         }
@@ -57,7 +70,7 @@ pub async fn watch(board: Arc<Board>, directories: Vec<PathBuf>) {
 struct Watcher {
     board: Arc<Board>,
     name: String,
-    socket: PathBuf,
+    directories: Arc<[PathBuf]>,
     /// Something has happened: its status is another one.
     news: Notify,
 }
@@ -69,6 +82,10 @@ impl Watcher {
             () = self.follow() => {}
             () = self.ask() => self.board.forget(&self.name),
         }
+    }
+
+    async fn connect(&self) -> Result<Client, Error> {
+        Client::connect(&place::socket(&self.directories, &self.name)).await
     }
 
     /// Takes its events, the last day's first.
@@ -83,7 +100,7 @@ impl Watcher {
     }
 
     async fn follow_once(&self) -> Result<(), Error> {
-        let mut client = Client::connect(&self.socket).await?;
+        let mut client = self.connect().await?;
         // By time and not by number: a daemon that has lost its record counts anew.
         let last = self.board.last_event(&self.name);
         let since = Some(last.unwrap_or_else(|| Timestamp::now().before(timeline::LENGTH)));
@@ -101,38 +118,73 @@ impl Watcher {
     async fn ask(&self) {
         let mut wanted = self.board.wanted();
         let mut client = None;
-        let mut away: Option<Instant> = None;
+        // When the first question was put that has had no answer.
+        let mut unanswered: Option<Instant> = None;
         loop {
             let round = *wanted.borrow_and_update();
-            match timeout(PATIENCE, self.ask_once(&mut client)).await.unwrap_or(Err(Error::TimedOut)) {
+            match self.ask_patiently(&mut client, &mut unanswered, round).await {
                 Ok(status) => {
-                    away = None;
+                    unanswered = None;
                     self.board.status(&self.name, *status, round);
                 }
-                Err(error) => {
-                    client = None;
-                    let since = *away.get_or_insert_with(Instant::now);
-                    if matches!(error, Error::NotRunning) && self.board.was_stopped(&self.name) {
-                        return;
-                    }
-                    // A restart is no news.
-                    if since.elapsed() >= AWAY {
-                        self.board.lost(&self.name, &error.to_string(), round);
-                    } else {
-                        self.board.away(&self.name, round);
-                    }
+                Err(Error::NotRunning)
+                    if unanswered.is_some_and(|since| since.elapsed() >= AWAY)
+                        && self.board.may_go(&self.name) =>
+                {
+                    return;
                 }
+                Err(_) => client = None,
             }
-            self.pause(&mut wanted, away.is_some()).await;
+            self.pause(&mut wanted, unanswered.is_some()).await;
+        }
+    }
+
+    /// Asks once, and tells the board while nothing comes.
+    async fn ask_patiently(
+        &self,
+        client: &mut Option<Client>,
+        unanswered: &mut Option<Instant>,
+        round: u64,
+    ) -> Result<Box<Status>, Error> {
+        let asked = Instant::now();
+        let mut tell = |error: &Error| self.tell(*unanswered.get_or_insert(asked), error, round);
+        let mut asking = pin!(self.ask_once(client));
+        loop {
+            match timeout(SOON, &mut asking).await {
+                Ok(Ok(status)) => return Ok(status),
+                Ok(Err(error)) => {
+                    tell(&error);
+                    return Err(error);
+                }
+                Err(_) => tell(&Error::TimedOut),
+            }
+            if asked.elapsed() >= PATIENCE {
+                return Err(Error::TimedOut);
+            }
         }
     }
 
     async fn ask_once(&self, client: &mut Option<Client>) -> Result<Box<Status>, Error> {
         let client = match client {
             Some(client) => client,
-            None => client.insert(Client::connect(&self.socket).await?),
+            None => client.insert(self.connect().await?),
         };
         client.status().await
+    }
+
+    fn tell(&self, since: Instant, error: &Error, round: u64) {
+        let lasts = since.elapsed();
+        let how = match error {
+            _ if lasts < AWAY => Absence::Silent,
+            Error::NotRunning | Error::Dead(_) => Absence::Gone,
+            _ => Absence::Deaf,
+        };
+        let why = match error {
+            Error::NotRunning => "there is no control socket".to_owned(),
+            Error::TimedOut => "nothing comes from its control socket".to_owned(),
+            other => other.to_string(),
+        };
+        self.board.lost(&self.name, Lost { since: Timestamp::now().before(lasts), how, why }, round);
     }
 
     async fn pause(&self, wanted: &mut watch::Receiver<u64>, away: bool) {

@@ -147,6 +147,56 @@ async fn what_happens_to_a_tunnel_is_seen_within_two_seconds() {
     assert_eq!(browser.complaints, [] as [String; 0]);
 }
 
+/// What does not answer is grey at once, and down when that lasts longer than a restart; what never came is down.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_does_not_answer_is_seen_at_once_and_one_that_never_came_too() {
+    let Some(mut browser) = Browser::start().await else { return };
+    let mut sample = Sample::of(4);
+    let units = sample.expects(&["tunnel-000", "taken"]);
+    let web = Web::start_with(sample.path(), &["--units-dir".as_ref(), units.as_os_str()]).await;
+    web.knows(5).await;
+    browser.open(&web.url("/"), 1280, 900).await;
+    browser.until("document.querySelectorAll('.row').length === 5").await;
+    assert_eq!(browser.text("#headline").await, "taken is not running");
+    let why = browser.text("#t-taken .why").await;
+    assert!(why.contains("There is no") || why.contains("there is no control socket"), "{why}");
+    browser.value("document.querySelector('#t-taken .name button').click()").await;
+    browser.until("document.querySelector('#t-taken .facts').innerText.includes('not been heard of')").await;
+    browser.value("document.querySelector('#t-taken .name button').click()").await;
+
+    let state =
+        |name: &str, state: &str| format!("document.querySelector('#t-{name}').dataset.state === '{state}'");
+    let mut took = Vec::new();
+    for (name, at_last) in [("tunnel-001", "gone"), ("tunnel-002", "deaf")] {
+        let began = std::time::Instant::now();
+        if at_last == "gone" {
+            sample.kill(name);
+        } else {
+            sample.hang(name);
+        }
+        browser.until(&state(name, "silent")).await;
+        let silent = began.elapsed();
+        assert_eq!(browser.value(&format!("document.querySelector('#t-{name}').dataset.tone")).await, "mute");
+        browser.until(&state(name, at_last)).await;
+        took.push((at_last, silent, began.elapsed()));
+    }
+    println!("no answer, then down: {took:?}");
+    for (what, silent, down) in took {
+        assert!(silent <= SOON, "{what}: {silent:?}");
+        // From the first question without an answer.
+        assert!(down >= Duration::from_secs(4) && down <= Duration::from_secs(5) + SOON, "{what}: {down:?}");
+    }
+    browser.until("document.querySelector('#headline').innerText === '3 of 5 tunnels are down'").await;
+    // One that is only restarted stays where it is.
+    sample.stop("tunnel-003");
+    browser.until(&state("tunnel-003", "silent")).await;
+    assert_eq!(browser.text("#headline").await, "3 of 5 tunnels are down");
+    assert_eq!(browser.value("Boolean(document.querySelector('#fine #t-tunnel-003'))").await, true);
+    sample.add(up("tunnel-003", 3), &[]);
+    browser.until(&state("tunnel-003", "up")).await;
+    assert_eq!(browser.complaints, [] as [String; 0]);
+}
+
 /// A host as one would like to see it at night, and not.
 fn typical() -> Sample {
     let mut sample = Sample::new();

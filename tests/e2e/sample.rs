@@ -2,7 +2,7 @@
 //! day that has passed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -87,6 +87,31 @@ impl Sample {
     /// As if its daemon had stopped in the middle of something: connections are accepted, and nothing is answered.
     pub fn hang(&self, name: &str) {
         self.hanging.lock().unwrap().insert(name.to_owned());
+    }
+
+    /// As if its daemon had been stopped: it has said so, and the socket is gone.
+    pub fn stop(&mut self, name: &str) {
+        self.servers.remove(name);
+    }
+
+    /// Links as systemd's generator makes them, for tunnels that are to run; returns the folder.
+    pub fn expects(&self, names: &[&str]) -> PathBuf {
+        let units = self.path().join("_units");
+        let unit = "/usr/lib/systemd/system";
+        let mut links =
+            vec![("multi-user.target.wants", "autossm.target".to_owned(), format!("{unit}/autossm.target"))];
+        for name in names {
+            links.push((
+                "autossm.target.wants",
+                format!("autossm@{name}.service"),
+                format!("{unit}/autossm@.service"),
+            ));
+        }
+        for (folder, link, to) in links {
+            std::fs::create_dir_all(units.join(folder)).unwrap();
+            std::os::unix::fs::symlink(to, units.join(folder).join(link)).unwrap();
+        }
+        units
     }
 
     /// As if its daemon had been killed: the socket stays, and nobody listens.

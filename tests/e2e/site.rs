@@ -1,5 +1,6 @@
 //! `autossm web` as an operator runs it, and those who ask it.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
@@ -35,9 +36,15 @@ impl Answer {
 impl Web {
     /// Over the tunnels in this runtime directory.
     pub async fn start(runtime_dir: &Path) -> Self {
+        Self::start_with(runtime_dir, &[]).await
+    }
+
+    /// The same, with more arguments.
+    pub async fn start_with(runtime_dir: &Path, more: &[&OsStr]) -> Self {
         let mut process = Command::new(PROGRAM)
             .args(["web", "--log-format", "json", "--listen", "127.0.0.1:0", "--runtime-dir"])
             .arg(runtime_dir)
+            .args(more)
             .env_clear()
             .stdin(Stdio::null())
             .stderr(Stdio::piped())

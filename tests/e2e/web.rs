@@ -154,8 +154,14 @@ async fn a_daemon_that_was_killed_is_told_and_one_that_hangs_too() {
     while web.get("/readyz/tunnel-002").await.json()["state"] != "unreachable" {
         assert!(began.elapsed() < PATIENCE);
     }
-    let text = web.get("/metrics").await.body;
-    assert_eq!(series(&text, r#"autossm_tunnel_up{tunnel="tunnel-002"}"#), Some(0.0));
+    let text = loop {
+        let text = web.get("/metrics").await.body;
+        if series(&text, r#"autossm_tunnel_up{tunnel="tunnel-002"}"#) == Some(0.0) {
+            break text;
+        }
+        assert!(began.elapsed() < PATIENCE, "{text}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
     assert_eq!(
         series(&text, r#"autossm_tunnel_up{tunnel="tunnel-000"}"#),
         Some(1.0),
@@ -167,6 +173,91 @@ async fn a_daemon_that_was_killed_is_told_and_one_that_hangs_too() {
     while web.get("/readyz/tunnel-001").await.status != 200 {
         assert!(began.elapsed() < PATIENCE);
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Whatever keeps a daemon from coming back, and whether or not it was ever seen: its tunnel is told to be down.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_that_is_to_run_and_does_not_is_told() {
+    let mut sample = Sample::of(4);
+    let units = sample.expects(&["tunnel-000", "tunnel-001", "taken"]);
+    // It hung already when autossm web was started.
+    sample.hang("tunnel-003");
+    let web = Web::start_with(sample.path(), &["--units-dir".as_ref(), units.as_os_str()]).await;
+    // As after an upgrade that the configuration does not survive; and one that nobody wants any more.
+    for name in ["tunnel-001", "tunnel-002"] {
+        sample.change(name, |status| status.state = State::Stopping);
+        let began = Instant::now();
+        while web.get(&format!("/readyz/{name}")).await.json()["state"] != "stopping" {
+            assert!(began.elapsed() < PATIENCE, "{name}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        sample.stop(name);
+    }
+    let began = Instant::now();
+    loop {
+        assert_eq!(web.get("/readyz/tunnel-001").await.status, 503);
+        let text = web.get("/metrics").await.body;
+        let up = ["tunnel-000", "tunnel-001", "tunnel-002", "tunnel-003", "taken"].map(|name| {
+            let of = |metric: &str| series(&text, &format!("{metric}{{tunnel=\"{name}\"}}"));
+            (of("autossm_tunnel_up"), of("autossm_tunnel_reachable"))
+        });
+        let down = (Some(0.0), Some(0.0));
+        if up == [(Some(1.0), Some(1.0)), down, (None, None), down, down] {
+            promtool(&["check", "metrics"], &text).await;
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "{up:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    println!("told after {:?}", began.elapsed());
+    let taken = web.get("/readyz/taken").await;
+    assert_eq!((taken.status, taken.json()["state"].as_str()), (503, Some("unreachable")));
+    assert_eq!(
+        web.get("/readyz/tunnel-002").await.status,
+        404,
+        "it was stopped, and is none of those that are to run"
+    );
+    // Who stops one for good masks it, or takes it out of the configuration.
+    std::os::unix::fs::symlink("/dev/null", units.join("autossm@tunnel-001.service")).unwrap();
+    std::fs::remove_file(units.join("autossm.target.wants/autossm@taken.service")).unwrap();
+    for name in ["tunnel-001", "taken"] {
+        let began = Instant::now();
+        while web.get(&format!("/readyz/{name}")).await.status != 404 {
+            assert!(began.elapsed() < PATIENCE, "{name}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_leaves_the_row_where_it_is() {
+    let mut sample = Sample::of(1);
+    let web = Web::start(sample.path()).await;
+    web.knows(1).await;
+    sample.change("tunnel-000", |status| status.state = State::Stopping);
+    let began = Instant::now();
+    while web.get("/readyz/tunnel-000").await.status != 503 {
+        assert!(began.elapsed() < PATIENCE);
+    }
+    sample.stop("tunnel-000");
+    let began = Instant::now();
+    let mut answers = Vec::new();
+    while began.elapsed() < Duration::from_secs(3) {
+        let metrics = web.get("/metrics").await.body;
+        let there = series(&metrics, r#"autossm_tunnel_reachable{tunnel="tunnel-000"}"#);
+        answers.push((web.get("/readyz/tunnel-000").await.status, there));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(answers.iter().all(|answer| *answer == (503, Some(1.0))), "{answers:?}");
+    sample.add(up("tunnel-000", 1), &quiet_day("tunnel-000", 1));
+    let began = Instant::now();
+    loop {
+        match web.get("/readyz/tunnel-000").await.status {
+            200 => break,
+            status => assert_eq!(status, 503),
+        }
+        assert!(began.elapsed() < PATIENCE);
     }
 }
 

@@ -9,6 +9,7 @@ const $ = (id) => document.getElementById(id);
 /** What each state is called, how it looks, and how urgent it is: the most urgent stands first. */
 const STATES = {
   gone: { word: "not running", tone: "bad", rank: 0, group: "down" },
+  deaf: { word: "not answering", tone: "bad", rank: 0, group: "down" },
   waiting: { word: "down", tone: "bad", rank: 1, group: "down" },
   stopped: { word: "stopped", tone: "bad", rank: 2, group: "down" },
   starting: { word: "starting", tone: "busy", rank: 3, group: "down" },
@@ -19,6 +20,7 @@ const STATES = {
   unknown: { word: "not known", tone: "soft", rank: 8, group: "not known" },
   up: { word: "up", tone: "good", rank: 9, group: "up" },
   resuming: { word: "resuming", tone: "soft", rank: 9, group: "up" },
+  silent: { word: "no answer", tone: "mute" },
 };
 /** The service closes each data channel every hour: until this is over that is nothing that needs attention. */
 const CALM = 5000;
@@ -129,24 +131,32 @@ function newRow(name) {
 }
 
 /** Attempts and pauses take turns while no session can be had: that is one state for those who look at it. */
-function stateOf({ lost, status }) {
-  if (lost) return "gone";
+function stateOf({ lost, absence, status }) {
+  if (lost) return absence;
   if (status.state === "starting" && status.failure) return "waiting";
   return status.state === "interrupted" && now() - at(status.since) < CALM ? "resuming" : status.state;
 }
-const look = (row) => STATES[stateOf(row.data)] ?? STATES.unknown;
+/** A daemon that is silent may just be restarted: until more is known its row stays where it is. */
+function look({ data }) {
+  const shown = STATES[stateOf(data)] ?? STATES.unknown;
+  if (shown !== STATES.silent) return shown;
+  const before = STATES[stateOf({ status: data.status })] ?? STATES.unknown;
+  return { ...before, ...shown, before: before.word };
+}
+/** Nothing holds any more of what its daemon has said. */
+const isLost = ({ data }) => data.lost && data.absence !== "silent";
 const since = (row) => at(row.data.lost ?? row.data.status.since);
 
 /** Everything of a row that its status tells. */
 function fill(row) {
-  const { status, lost } = row.data;
+  const { status } = row.data;
   const shown = look(row);
   set(row.element, "data-tone", shown.tone);
   set(row.element, "data-state", stateOf(row.data));
   say(row.state.children[1], shown.word);
   say(row.label.children[1], way(status).replace(/^(127\.0\.0\.1|\[::1\])(?=:)/, ""));
   set(row.label.children[1], "title", way(status));
-  const { open = 0, held = 0 } = lost ? {} : status.connections;
+  const { open = 0, held = 0 } = isLost(row) ? {} : status.connections;
   const number = row.sparks[0].children[1];
   if (number.dataset.is !== `${open} ${held}`) {
     number.dataset.is = `${open} ${held}`;
@@ -158,6 +168,7 @@ function fill(row) {
 const way = (status) => {
   const host = status.remote_host || (status.targets ?? []).join(", ") || "target";
   const listen = status.listen ?? [];
+  if (!listen.length) return "";
   return `${listen[0] ?? ""}${listen.length > 1 ? ` +${listen.length - 1}` : ""} → ${status.remote_port ? `${host.includes(":") ? `[${host}]` : host}:${status.remote_port}` : host}`;
 };
 
@@ -187,14 +198,15 @@ const STEPS = {
 };
 
 /** Why a tunnel is not up, and what comes next: two parts of one sentence. */
-function reason({ data: { status, lost, why } }) {
-  if (lost) return [`The daemon does not answer${why ? `: ${dot(why)}` : "."}`, ` Look at systemctl status autossm@${status.name}.`];
+function reason({ data: { status, lost, absence, why } }) {
+  if (lost && absence === "silent") return ["", ""];
+  if (lost) return [`The daemon does not ${absence === "gone" ? "run" : "answer"}${why ? `: ${dot(why)}` : "."}`, ` Look at systemctl status autossm@${status.name}.`];
   const next = status.next;
   const when = next?.at ? Math.max(0, at(next.at) - now()) : null;
   const then = next && STEPS[next.what] && next.what !== "rotation" && when !== null ? ` ${STEPS[next.what]} ${when < 1000 ? "now" : `in ${span(when)}`}.` : "";
   const failed = status.failure ? `${CLASSES[status.failure.class] ?? "Failed"}: ${dot(status.failure.text)}` : "";
   const down = (status.sessions ?? []).find((session) => session.interruption)?.interruption;
-  switch (stateOf({ lost, status })) {
+  switch (stateOf({ status })) {
     case "up": case "resuming": return ["", ""];
     case "degraded": {
       const there = status.destination;
@@ -359,7 +371,7 @@ function fillDetail(row) {
     ["Resumed", `${count(status.resumes?.last_day ?? 0)} times in 24 h${status.resumes?.last_ms != null ? `, last in ${lasted(status.resumes.last_ms)}` : ""}`],
     ["Agent round trip", status.agent_rtt_ms == null ? "not measured yet" : `${status.agent_rtt_ms.toFixed(1)} ms`],
     ["Credentials", expires ? `expire in ${span(expires - now())}` : status.credentials ? "do not expire" : "not asked for yet"],
-    ["Daemon", `${status.daemon?.version ?? ""}, process ${status.daemon?.pid ?? ""}, for ${span(now() - at(status.daemon?.started))}`],
+    ["Daemon", !status.daemon?.pid ? "has not been heard of" : `${status.daemon?.version ?? ""}, process ${status.daemon?.pid ?? ""}, for ${span(now() - at(status.daemon?.started))}`],
   ];
   row.facts.replaceChildren(...facts.flatMap(([term, text]) => [make("dt", {}, term), make("dd", {}, text)]));
   const sessions = (status.sessions ?? []).map((session) => make("tr", {},
@@ -434,7 +446,7 @@ function summarize() {
   for (const row of all) {
     const { group } = look(row);
     groups.set(group, groups.get(group) + 1);
-    if (!row.data.lost) { open += row.data.status.connections?.open ?? 0; held += row.data.status.connections?.held ?? 0; }
+    if (!isLost(row)) { open += row.data.status.connections?.open ?? 0; held += row.data.status.connections?.held ?? 0; }
     rate += row.data.samples.rate.at(-1) ?? 0;
     resumes += row.data.status.resumes?.last_day ?? 0;
     const fits = matches(row);
@@ -447,8 +459,8 @@ function summarize() {
   const worst = all.filter((row) => look(row).rank < STATES.up.rank).sort((a, b) => (a.key < b.key ? -1 : 1));
   const headline = !all.length ? "No tunnels"
     : up === all.length ? (up === 1 ? `${all[0].name} is up` : `All ${count(up)} tunnels are up`)
-    : down ? (down === all.length ? (down === 1 ? `${worst[0].name} is ${look(worst[0]).word}` : `All ${count(down)} tunnels are down`) : down === 1 ? `${worst[0].name} is ${look(worst[0]).word}` : `${count(down)} of ${count(all.length)} tunnels are down`)
-    : soft === 1 ? `${worst[0].name} is ${look(worst[0]).word}` : `${count(soft)} of ${count(all.length)} tunnels need a look`;
+    : down ? (down === all.length ? (down === 1 ? `${worst[0].name} is ${called(worst[0])}` : `All ${count(down)} tunnels are down`) : down === 1 ? `${worst[0].name} is ${called(worst[0])}` : `${count(down)} of ${count(all.length)} tunnels are down`)
+    : soft === 1 ? `${worst[0].name} is ${called(worst[0])}` : `${count(soft)} of ${count(all.length)} tunnels need a look`;
   say($("headline"), headline);
   set($("headline"), "data-tone", down ? "bad" : soft ? "soft" : "good");
   const parts = GROUPS.filter((group) => groups.get(group)).map((group) => `${count(groups.get(group))} ${group}`);
@@ -516,6 +528,7 @@ function axis() {
   }
   box.replaceChildren(...marks);
 }
+const called = (row) => look(row).before ?? look(row).word;
 function announce(text) {
   say($("announce"), text);
 }
@@ -544,7 +557,8 @@ function take(data) {
   }
   fillDetail(row);
   if (row.opened && data.timeline) loadEvents(row);
-  const { word, rank } = look(row);
+  const word = called(row);
+  const { rank } = look(row);
   const before = announced.get(data.name);
   if (!fresh && before.word !== word && Math.min(rank, before.rank) < STATES.up.rank) {
     announce(`${data.name} is ${word}. ${reason(row)[0]}`);
@@ -567,7 +581,7 @@ function later(tunnels) {
 function work() {
   const until = performance.now() + 5;
   // Whose state is another one goes first.
-  const turned = [...waiting.values()].filter((data) => data.status && stateOf({ lost: null, ...data }) !== rows.get(data.name)?.element.dataset.state);
+  const turned = [...waiting.values()].filter((data) => data.status && stateOf(data) !== rows.get(data.name)?.element.dataset.state);
   for (const data of [...turned, ...waiting.values()]) {
     if (!waiting.delete(data.name)) continue;
     take(data);
