@@ -34,9 +34,9 @@ pub fn table(rows: &[Row], results: &[Results]) -> String {
 }
 
 /// What came of a day, and the daemon at the end of each hour.
-pub fn soak(summary: &str, samples: &[Sample]) -> String {
+pub fn soak(form: &str, summary: &str, samples: &[Sample]) -> String {
     let mut text = format!(
-        "{summary}\n\n| hour | resident, kB | descriptors | tasks | connections so far |\n|---|---|---|---|---|\n"
+        "**With {form}:** {summary}\n\n| hour | resident, kB | descriptors | tasks | connections so far |\n|---|---|---|---|---|\n"
     );
     for Sample { hour, resident, usage, connections } in samples {
         let Usage { tasks, descriptors } = usage;

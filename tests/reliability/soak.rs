@@ -1,7 +1,9 @@
-//! A day of a tunnel's life, compressed: an hourly close every 24th part of the time, a fault in each of these hours,
-//! credentials that expire, two hours in which nobody connects. What the daemon holds must not grow.
+//! A day of a tunnel's life, compressed: an hourly close every 24th part of the time, a fault in each of these hours, an account that
+//! ends sessions after three of them, credentials that expire, two hours in which nobody connects. What the daemon holds must not grow.
 //!
-//! Waits for a lost session, or between two tries, cannot be compressed: an hour ends when its clients are served again.
+//! Two daemons live it side by side, each with a service of its own: one as the defaults have it, one with two sessions, a probe and a
+//! rotation of the operator's. Waits for a lost session, or between two tries, cannot be compressed: an hour ends when its clients are
+//! served again.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -12,12 +14,13 @@ use autossm_lab::Lab;
 use autossm_lab::fault::{ApiFault, Call, Fault, Link, Loss, UpgradeFault};
 use autossm_lab::load::{Load, Seen};
 use autossm_lab::options::Options;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep_until};
 
+use crate::daemon::{Daemon, Line};
 use crate::document;
-use crate::run::{self, Mode, Usage, at_rest, says_refused, settled};
+use crate::run::{self, Mode, Usage, at_rest, says_refused, settled, words};
 use crate::step::{Done, Step};
 
 const HOURS: u32 = 24;
@@ -34,8 +37,42 @@ const GROWTH: u64 = 1536;
 const LONGEST_FAULT: Duration = Duration::from_secs(15);
 /// The SDK fetches credentials anew 10 s before they expire.
 const SHORTEST_CREDENTIALS: Duration = Duration::from_secs(15);
-/// No idle timeout can be shorter: keep-alives are 2 s apart.
-const SHORTEST_IDLE: Duration = Duration::from_secs(6);
+/// The account's idle timeout goes on while a data channel is down: a fault's time, the gateway's next attempt after it, which is 5 s
+/// away at the most, and as much again.
+const IDLE_BEYOND_FAULT: Duration = Duration::from_secs(15);
+/// Longer than that of the shortest day, and ten keep-alives.
+const SHORTEST_IDLE: Duration = Duration::from_secs(20);
+/// The account's maximum session duration, in hours: faults end sessions every three to five hours.
+const MAXIMUM_LIFE: u32 = 3;
+/// Until the day begins, and when it is over.
+const NO_ROTATION: &str = "rotate = \"off\"";
+
+/// Of the two daemons.
+struct Form {
+    name: &'static str,
+    sessions: u64,
+    /// For hours of this length.
+    rotate: fn(Duration) -> String,
+    keys: fn(Duration) -> String,
+}
+
+const FORMS: [Form; 2] = [
+    Form {
+        name: "one session",
+        sessions: 1,
+        rotate: |_| "rotate = \"auto\"".into(),
+        keys: |_| String::new(),
+    },
+    Form {
+        name: "two sessions, rotated every two hours, and a probe",
+        sessions: 2,
+        rotate: |hour| format!("rotate = \"{}ms\"", (hour * 2).as_millis()),
+        keys: |hour| {
+            let interval = (hour / 4).max(Duration::from_secs(1));
+            format!("probe = {{ kind = \"tcp\", interval = \"{}ms\" }}\n", interval.as_millis())
+        },
+    },
+];
 
 /// The daemon at the end of an hour.
 pub struct Sample {
@@ -46,16 +83,64 @@ pub struct Sample {
     pub connections: usize,
 }
 
+/// What came of one daemon's day.
+struct Day {
+    form: &'static Form,
+    samples: Vec<Sample>,
+    summary: String,
+    /// What was not as it has to be.
+    breaches: Vec<String>,
+    log: Vec<Arc<Line>>,
+}
+
 /// Lives a day in so many seconds. Returns whether every invariant has held.
 pub async fn run(program: &Path, seconds: u64, write: bool) -> bool {
     let hour = Duration::from_secs(seconds) / HOURS;
+    let [one, two] = &FORMS;
+    let (one, two) = tokio::join!(day(program, hour, one), day(program, hour, two));
+    let days = [one, two];
+    // What matters most comes last: of a long output people keep the end.
+    for day in days.iter().filter(|day| !day.breaches.is_empty()) {
+        println!("---- {}\n{}", day.form.name, run::told(&day.log));
+    }
+    for day in &days {
+        println!("\n{}: {}", day.form.name, day.summary);
+    }
+    for day in &days {
+        day.breaches.iter().for_each(|breach| println!("BREACH, {}: {breach}", day.form.name));
+    }
+    let well = days.iter().all(|day| day.breaches.is_empty());
+    if write && well {
+        let texts = days.iter().map(|day| document::soak(day.form.name, &day.summary, &day.samples));
+        document::write(&format!("soak, {}", crate::called()), &texts.collect::<Vec<_>>().join("\n"));
+    }
+    well
+}
+
+/// Does what the configuration says of rotation from now on.
+async fn reload(daemon: &Daemon, times: usize, from: &str, to: &str) {
+    let file = daemon.folder.path().join("config.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains(from), "{text}");
+    std::fs::write(&file, text.replace(from, to)).unwrap();
+    kill(daemon.pid(), Signal::SIGHUP).unwrap();
+    daemon.event_times("reloaded", times).await;
+}
+
+async fn day(program: &Path, hour: Duration, form: &'static Form) -> Day {
+    let fault_lasts = (hour / 5).min(LONGEST_FAULT);
     let lab = Arc::new(Lab::start(Options::default()).await.unwrap());
-    let keys = "profile = \"soak\"\n";
-    let daemon = run::daemon(program, &lab, Mode::Hold, 1, keys, |command, folder| {
+    let keys = format!("profile = \"soak\"\n{NO_ROTATION}\n{}", (form.keys)(hour));
+    let daemon = run::daemon(program, &lab, Mode::Hold, form.sessions, &keys, |command, folder| {
         credentials(command, folder, SHORTEST_CREDENTIALS.max(hour / 4));
     })
     .await;
     let base = at_rest(&daemon).await;
+    lab.set(Fault::IdleTimeout(SHORTEST_IDLE.max(fault_lasts + IDLE_BEYOND_FAULT).max(hour / 3)));
+    lab.set(Fault::MaximumLife(hour * MAXIMUM_LIFE));
+    let rotate = (form.rotate)(hour);
+    reload(&daemon, 1, NO_ROTATION, &rotate).await;
+
     let (mut samples, mut seen, mut breaches) = (Vec::new(), Vec::<Seen>::new(), Vec::new());
     let (mut done, mut entitled) = (Done::default(), 0);
     let mut loads = Vec::new();
@@ -69,10 +154,9 @@ pub async fn run(program: &Path, seconds: u64, write: bool) -> bool {
         } else if loads.is_empty() && !IDLE.contains(&number) {
             loads.extend((0..LOADS).map(|_| Load::start(daemon.address, RATE)));
         }
-        lab.set(Fault::IdleTimeout(SHORTEST_IDLE.max(hour / 3)));
         Step::Close.perform(&lab, &daemon, &mut done).await;
         sleep_until(begins + hour * 2 / 5).await;
-        for step in fault(number, (hour / 5).min(LONGEST_FAULT)) {
+        for step in fault(number, fault_lasts) {
             entitled += usize::from(cuts(&step) && !loads.is_empty());
             step.perform(&lab, &daemon, &mut done).await;
         }
@@ -90,13 +174,12 @@ pub async fn run(program: &Path, seconds: u64, write: bool) -> bool {
         if again.await.is_none() {
             breaches.push(format!("clients are not served again in hour {number}"));
         }
-        let status = procfs::process::Process::new(daemon.pid().as_raw()).unwrap().status().unwrap();
         let usage = Usage::of(&daemon, SystemTime::now() - Duration::from_secs(5)).unwrap_or_default();
         let made = |seen: &Seen| seen.attempts.len();
         let connections = seen.iter().map(made).sum::<usize>()
             + loads.iter().map(|load: &Load| made(&load.seen())).sum::<usize>();
-        let sample = Sample { hour: number + 1, resident: status.vmrss.unwrap(), usage, connections };
-        println!("{}", sample.line());
+        let sample = Sample { hour: number + 1, resident: resident(&daemon), usage, connections };
+        println!("{}, {}", sample.line(), form.name);
         samples.push(sample);
     }
     let lived = began.elapsed();
@@ -104,9 +187,9 @@ pub async fn run(program: &Path, seconds: u64, write: bool) -> bool {
         seen.push(load.finish().await);
     }
     lab.clear_all();
-    let rest = settled(&lab, &daemon, 1, base).await;
-    let resident =
-        procfs::process::Process::new(daemon.pid().as_raw()).unwrap().status().unwrap().vmrss.unwrap();
+    reload(&daemon, 2, &rotate, NO_ROTATION).await;
+    let rest = settled(&lab, &daemon, form.sessions, base).await;
+    let at_end = resident(&daemon);
     let fetched = std::fs::read_to_string(daemon.folder.path().join("fetched")).unwrap_or_default();
     let fetched = fetched.lines().count();
     let log = daemon.end().await;
@@ -125,19 +208,26 @@ pub async fn run(program: &Path, seconds: u64, write: bool) -> bool {
     let failed = others.failed(&ends);
     let longest = all.longest_wait();
     let warm = samples.iter().find(|sample| sample.hour == WARM_UP).map_or(0, |sample| sample.resident);
+    let aged = service.ended.iter().filter(|end| end.output.contains("maximum session")).count();
+    let rotated = log.iter().filter(|line| line.field("event") == "retired").count();
     let mut breach = |wrong: bool, text: String| {
         if wrong {
             breaches.push(text);
         }
     };
     breach(refused > 0, format!("{refused} connections refused"));
+    let some: Vec<_> = failed.iter().take(5).map(|attempt| words(attempt)).collect();
+    breach(!failed.is_empty(), format!("{} connections failed: {}", failed.len(), some.join("; ")));
+    // A session's end takes each of them once.
     breach(
-        !failed.is_empty(),
-        format!("{} connections failed: {:?}", failed.len(), failed.iter().take(5).collect::<Vec<_>>()),
+        cut > LOADS * (entitled + aged),
+        format!(
+            "long-lived connections cut {cut}×, sessions ended {entitled}× by faults, {aged}× by the account"
+        ),
     );
-    // Its session's end takes each of them once.
-    breach(cut > LOADS * entitled, format!("long-lived connections cut {cut}×, sessions ended {entitled}×"));
-    breach(resident > warm + GROWTH, format!("{resident} kB resident, {warm} kB after {WARM_UP} h"));
+    breach(aged == 0, "no session ever reached the account's maximum".into());
+    breach(rotated == 0, "no session was ever replaced before its time".into());
+    breach(at_end > warm + GROWTH, format!("{at_end} kB resident, {warm} kB after {WARM_UP} h"));
     let rest_text = rest.as_ref().err().cloned().unwrap_or_default();
     breach(rest.is_err(), format!("not given back: {rest_text}"));
     breach(fetched < 2, format!("credentials fetched {fetched}×"));
@@ -148,9 +238,10 @@ pub async fn run(program: &Path, seconds: u64, write: bool) -> bool {
     let rest = rest.unwrap_or_default();
     let summary = format!(
         "24 h in {:.0} s with the {}: {connections} connections, {refused} refused, {} failed; longest wait {:.1} s; \
-         {} data channels opened, {} resumed, {} sessions started; {} long-lived connections were cut {cut}×, in {entitled} \
-         sessions that were ended on purpose; credentials fetched {fetched}×, {} calls with expired ones; {warm} kB resident \
-         after {WARM_UP} h, {resident} kB at the end; tasks {} → {}, descriptors {} → {}.",
+         {} data channels opened, {} resumed, {} sessions started, {rotated} replaced before their time; {LOADS} long-lived \
+         connections were cut {cut}×, in sessions that were ended {entitled}× by a fault and {aged}× by the account's maximum; \
+         credentials fetched {fetched}×, {} calls with expired ones; {warm} kB resident after {WARM_UP} h, {at_end} kB at the \
+         end; tasks {} → {}, descriptors {} → {}.",
         lived.as_secs_f64(),
         crate::called(),
         failed.len(),
@@ -158,25 +249,19 @@ pub async fn run(program: &Path, seconds: u64, write: bool) -> bool {
         service.opened,
         service.resume.succeeded,
         service.start.succeeded,
-        LOADS,
         service.expired_keys,
         base.tasks,
         rest.tasks,
         base.descriptors,
         rest.descriptors,
     );
-    println!("\n{summary}");
-    for breach in &breaches {
-        println!("BREACH: {breach}");
-    }
-    if !breaches.is_empty() {
-        let told = log.iter().filter(|line| line.fields["level"] != "TRACE").map(|line| &*line.text);
-        println!("{}", told.collect::<Vec<_>>().join("\n"));
-    }
-    if write && breaches.is_empty() {
-        document::write(&format!("soak, {}", crate::called()), &document::soak(&summary, &samples));
-    }
-    breaches.is_empty()
+    Day { form, samples, summary, breaches, log }
+}
+
+/// Of the daemon, in kB.
+fn resident(daemon: &Daemon) -> u64 {
+    let status = procfs::process::Process::new(daemon.pid().as_raw()).unwrap().status().unwrap();
+    status.vmrss.unwrap()
 }
 
 impl Sample {

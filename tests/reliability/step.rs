@@ -96,6 +96,14 @@ impl Step {
         }
     }
 
+    /// How long what it begins goes on.
+    pub fn lasts(&self) -> Duration {
+        match *self {
+            Self::HangAgent(time) | Self::Begin(_, time) => time,
+            _ => Duration::ZERO,
+        }
+    }
+
     /// The fault that it puts in force.
     pub fn fault(&self) -> Option<Fault> {
         match self {
@@ -116,11 +124,6 @@ impl Done {
         let slack = Duration::from_millis(500);
         let mut times = self.no_destination.iter();
         times.any(|(from, to)| begin < *to + slack && end > *from)
-    }
-
-    /// Whether it ever answered nobody.
-    pub fn was_without_destination(&self) -> bool {
-        !self.no_destination.is_empty()
     }
 
     fn lasts(&mut self, time: Duration) {

@@ -357,18 +357,16 @@ pub async fn run(program: &Path, only: &str, long: bool, jobs: usize, write: boo
     let mut runs = stream::iter(plans)
         .map(|(number, column, _, plan)| async move { (number, column, run::run(plan).await) })
         .buffer_unordered(jobs);
-    let mut broken = 0;
     while let Some((number, column, figures)) = runs.next().await {
-        broken += usize::from(!figures.breaches.is_empty());
         results[number][column] = Some(figures);
     }
     let table = document::table(&rows, &results);
-    println!(
-        "\n{table}\n{count} tunnels under test, {broken} with a breach, in {:.0} s",
-        began.elapsed().as_secs_f64()
-    );
-    if write && broken == 0 {
+    println!("\n{table}\nin {:.0} s", began.elapsed().as_secs_f64());
+    let all: Vec<_> = results.iter().flatten().flatten().collect();
+    run::tell_breaches(&all);
+    let well = all.iter().all(|figures| figures.breaches.is_empty());
+    if write && well {
         document::write("table", &table);
     }
-    broken == 0
+    well
 }
