@@ -291,7 +291,8 @@ impl Tunnel {
             // It is terminated all the same: that costs nothing if it is gone, and leaves none behind if it is not.
             SessionEvent::Ended { reason } => {
                 let age = now - session.began;
-                if session.ready_at.is_some() {
+                // The end of one that was ended here is no news of the account's.
+                if session.ready_at.is_some() && session.phase != Phase::Ending {
                     self.learn(|lifetime| lifetime.ended(age, &reason), actions);
                 }
                 self.lose(generation, &reason, random, actions);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::health::{Found, Verdict};
 use super::machine::Tunnel;
-use super::rotation::Lifetime;
+use super::rotation::{Lifetime, Rotate};
 use super::session::{Phase, Session};
 use super::status::Degraded;
 use super::{Action, Generation, Reason, Report};
@@ -103,6 +103,7 @@ impl Tunnel {
         what(&mut self.lifetime);
         let limit = self.lifetime.limit();
         if limit != before
+            && self.settings.rotate == Rotate::Auto
             && let Some(limit) = limit
         {
             actions.push(Action::Report(Report::Limit(limit)));

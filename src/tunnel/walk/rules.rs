@@ -265,6 +265,26 @@ fn the_limit_is_learned_from_the_session_that_it_ends() {
     assert_eq!(world.now, 3600 * SECOND + 3600 * SECOND.mul_f64(0.9 * 0.95));
 }
 
+/// Sessions that an operator has replaced every hour say nothing of the account.
+#[test]
+fn nothing_is_learned_from_sessions_that_were_ended_here() {
+    let mut world = World::new(Settings { rotate: Rotate::Auto, ..settings() });
+    world.about(1, SessionEvent::Started);
+    world.about(1, SessionEvent::Opened);
+    for generation in 1..4 {
+        world.now += 3600 * SECOND;
+        world.feed(Event::Command(Command::Rotate), 0.5);
+        world.about(generation + 1, SessionEvent::Started);
+        world.about(generation + 1, SessionEvent::Opened);
+        let actions = world.about(generation, SessionEvent::Ended { reason: "terminated".into() });
+        assert!(
+            !actions.iter().any(|action| matches!(action, Action::Report(Report::Limit(_)))),
+            "{actions:?}"
+        );
+    }
+    assert_eq!(world.tunnel.lifetime.limit(), None);
+}
+
 /// Sessions that were begun at once are not replaced at once.
 #[test]
 fn rotation_has_jitter() {
