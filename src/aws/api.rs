@@ -54,6 +54,20 @@ pub trait Api: Send + Sync {
     /// AWS's own address of the API for this region, whatever `endpoint_url` says: with the partition's suffix, and FIPS
     /// or dual-stack where the environment or profile asks for it.
     fn endpoint(&self) -> &str;
+
+    /// Which of AWS's names are called by, where the environment or the profile asks for others than the usual ones.
+    fn names(&self) -> Names {
+        Names::default()
+    }
+}
+
+/// Which of a service's names is called by: <https://docs.aws.amazon.com/sdkref/latest/guide/feature-endpoints.html>.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// Those of validated cryptography.
+    pub fips: bool,
+    /// Those with IPv6 addresses beside the others.
+    pub dual_stack: bool,
 }
 
 /// A managed node that is online.

@@ -21,7 +21,7 @@ use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 use tokio::sync::OnceCell;
 
-use super::api::{Api, Node, Resumption, StartRequest, StartedSession};
+use super::api::{Api, Names, Node, Resumption, StartRequest, StartedSession};
 use super::credentials::Source;
 use super::errors::{self, Refusal};
 use super::limit::StartLimit;
@@ -137,6 +137,7 @@ struct Sdk {
     source: Source,
     region: String,
     endpoint: String,
+    names: Names,
     nodes: Nodes,
     limit: Arc<StartLimit>,
     preferences: Preferences,
@@ -158,6 +159,10 @@ impl Sdk {
             )
         })?;
         let endpoint = endpoint(config, &region).await?;
+        let names = Names {
+            fips: config.use_fips().unwrap_or_default(),
+            dual_stack: config.use_dual_stack().unwrap_or_default(),
+        };
         let mut builder = aws_sdk_ssm::config::Builder::from(config)
             .credentials_provider(source.clone())
             // `source` keeps them already, and is asked for them by the gateway too.
@@ -167,7 +172,7 @@ impl Sdk {
         }
         let client = Client::from_conf(builder.build());
         let (nodes, preferences) = (Nodes::default(), Preferences::default());
-        Ok(Self { client, source, region, endpoint, nodes, preferences, limit, patience: CALL })
+        Ok(Self { client, source, region, endpoint, names, nodes, preferences, limit, patience: CALL })
     }
 
     /// Makes a call under the limit of time, and turns its error into ours. One that is refused for its credentials is
@@ -380,6 +385,10 @@ impl Api for Sdk {
 
     fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    fn names(&self) -> Names {
+        self.names
     }
 }
 

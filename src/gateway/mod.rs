@@ -259,6 +259,15 @@ impl PluginAccess {
                 // Its calls are answered here, or signed again.
                 set("AWS_ACCESS_KEY_ID", "AKIAAUTOSSMSTANDIN00".to_owned());
                 set("AWS_SECRET_ACCESS_KEY", "stand-in".to_owned());
+                // KMS is called by the name that the plugin's SDK makes. Not where the plugin speaks for itself: its SDK
+                // (version 2, since 1.2.804.0) refuses every call to an endpoint that was given to it, as the API's is.
+                let names = spec.api.names();
+                if names.fips {
+                    set("AWS_USE_FIPS_ENDPOINT", "true".to_owned());
+                }
+                if names.dual_stack {
+                    set("AWS_USE_DUALSTACK_ENDPOINT", "true".to_owned());
+                }
             }
             GatewayMode::Observe => {
                 if let Some(ca_file) = &spec.ca_file {

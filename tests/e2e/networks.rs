@@ -110,6 +110,36 @@ async fn everything_goes_through_the_proxy_by_its_own_name() {
     }
 }
 
+/// The plugin calls KMS, and knows of the environment only what it is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kms_is_called_by_the_name_that_is_asked_for() {
+    let region = "us-west-2";
+    for (variable, kms) in [
+        (None, "kms.us-west-2.amazonaws.com"),
+        (Some("AWS_USE_FIPS_ENDPOINT"), "kms-fips.us-west-2.amazonaws.com"),
+        (Some("AWS_USE_DUALSTACK_ENDPOINT"), "kms.us-west-2.api.aws"),
+    ] {
+        let kms_key =
+            Some("arn:aws:kms:us-west-2:111122223333:key/01234567-89ab-cdef-0123-456789abcdef".into());
+        let lab = Lab::start(Options { region: region.into(), kms_key, ..Options::default() }).await.unwrap();
+        let proxy = Proxy::start(lab.addresses().tls, Some(USER)).await.unwrap();
+        let mut command = behind(&lab, ENCODED, &proxy);
+        if let Some(variable) = variable {
+            command.env(variable, "true");
+        }
+        let address = own_address();
+        let daemon = Daemon::start_with(command, address, &config(&lab, region, address, ""));
+        daemon.event("ready").await;
+        echo(address).await;
+        let asked: Vec<_> = proxy.asked().into_iter().filter(|name| name.starts_with("kms")).collect();
+        println!("{variable:?}: {asked:?}");
+        assert!(!asked.is_empty() && asked.iter().all(|name| *name == format!("{kms}:443")), "{asked:?}");
+        let status = lab.status();
+        assert_eq!((status.unsigned_calls, status.wrong_hosts), (0, 0));
+        daemon.stop(&lab).await;
+    }
+}
+
 /// The plugin makes its own connections there, through ours.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plugin_that_is_only_watched_goes_through_the_proxy_too() {

@@ -111,7 +111,7 @@ impl Api {
         };
         let service = if operation.starts_with("TrentService") { "kms" } else { "ssm" };
         let address = match self.endpoint.as_str() {
-            _ if service == "kms" => format!("https://kms.{}.amazonaws.com", self.region),
+            _ if service == "kms" => kms_address(&self.region),
             "" => format!("https://ssm.{}.amazonaws.com", self.region),
             given if given.contains("://") => given.into(),
             given => format!("https://{given}"),
@@ -152,4 +152,11 @@ impl Api {
 /// 1 to 1.5 s, twice as long after each request.
 fn pause(tried: u32) -> Duration {
     Duration::from_millis(rand::rng().random_range(1000..1500) << tried)
+}
+/// By the name that the SDK makes of the region and its environment.
+fn kms_address(region: &str) -> String {
+    let is_set = |name| std::env::var(name).is_ok_and(|value| value.eq_ignore_ascii_case("true"));
+    let service = if is_set("AWS_USE_FIPS_ENDPOINT") { "kms-fips" } else { "kms" };
+    let domain = if is_set("AWS_USE_DUALSTACK_ENDPOINT") { "api.aws" } else { "amazonaws.com" };
+    format!("https://{service}.{region}.{domain}")
 }
