@@ -18,6 +18,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::Uri;
 use http::uri::Scheme;
+use http_body_util::Limited;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::{Connected, Connection as Pooled};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -29,6 +30,10 @@ use crate::tunnel::failure::{Class, Failure};
 /// Calls come in bursts, an hour apart: a connection is kept for the next call of a burst, and its buffers not for
 /// longer.
 const IDLE: Duration = Duration::from_secs(5);
+
+/// The longest answer that is read: a page of 50 nodes has 100 kB. Whoever is between us and the service may answer without
+/// an end.
+const LONGEST: usize = 4 << 20;
 
 /// A client that goes out through `network`.
 pub(super) fn client(network: Network) -> SharedHttpClient {
@@ -77,7 +82,8 @@ impl HttpConnector for Connector {
                 Some(limit) => timeout(limit, answer).await.map_err(|e| ConnectorError::timeout(e.into()))?,
                 None => answer.await,
             };
-            let answer = answer.map_err(broken)?.map(SdkBody::from_body_1_x);
+            let answer = answer.map_err(broken)?;
+            let answer = answer.map(|body| SdkBody::from_body_1_x(Limited::new(body, LONGEST)));
             HttpResponse::try_from(answer).map_err(|error| ConnectorError::other(error.into(), None))
         })
     }

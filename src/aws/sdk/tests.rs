@@ -139,6 +139,31 @@ async fn nobody_there_is_the_network() {
     assert_eq!(failure, Failure::new(Class::Network, "ResumeSession: no answer within 0 s"));
 }
 
+/// An answer that does not end is given up long before it fills the memory.
+#[tokio::test]
+async fn an_answer_without_an_end_is_given_up() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut service = Service::new(|_, _| (200, SESSION.to_owned())).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    service.url = format!("http://{}", listener.local_addr().unwrap());
+    let endless = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.read(&mut [0; 4096]).await.unwrap();
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-amz-json-1.1\r\n\r\n{\"SessionId\":\"";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut written = 0;
+        while written < 256 << 20 && stream.write_all(&[b'x'; 64 << 10]).await.is_ok() {
+            written += 64 << 10;
+        }
+        written
+    });
+    let failure = service.api().start_session(&request()).await.unwrap_err();
+    assert_eq!(failure.class, Class::Network, "{failure}");
+    assert!(failure.text.starts_with("StartSession: ") && failure.text.contains("limit"), "{failure}");
+    let written = endless.await.unwrap();
+    assert!(written < 16 << 20, "{written} bytes were taken");
+}
+
 #[tokio::test]
 async fn a_session_without_a_token_is_ended_again() {
     let service = Service::new(|operation, _| match operation {
