@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub use environment::Environment;
 use proxies::Proxies;
 use trust::Trust;
+pub use trust::destination_tls;
 
 use crate::tunnel::failure::Failure;
 
@@ -59,14 +60,6 @@ impl Network {
             let port = uri.port_u16().map_or(String::new(), |port| format!(":{port}"));
             format!("{}{port}", uri.host().unwrap_or_default())
         }))
-    }
-
-    /// For TLS with somebody who is not reached this way, and is trusted on the same terms.
-    ///
-    /// # Errors
-    /// As [`Self::new`], for the environment's authorities too.
-    pub fn tls_config(&self) -> Result<Arc<rustls::ClientConfig>, Failure> {
-        self.0.trust.config()
     }
 }
 

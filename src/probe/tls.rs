@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{Bad, Destination};
 use crate::config::Tls;
-use crate::network::{Environment, Network};
+use crate::network::destination_tls;
 
 /// Shakes hands. The destination's name goes with it where it is a name.
 pub(super) async fn connect<S>(
@@ -32,9 +32,7 @@ where
         _ => Bad::Closed,
     };
     let config = match verification {
-        Tls::Verified => Network::new(&Environment::of_process(), destination.ca_file)
-            .and_then(|network| network.tls_config())
-            .map_err(|failure| Bad::Answer(failure.text))?,
+        Tls::Verified => destination_tls(destination.ca_file).map_err(|failure| Bad::Answer(failure.text))?,
         Tls::Unverified => unverified().map_err(failed)?,
     };
     // With an address instead, no name is sent.
