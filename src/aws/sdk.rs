@@ -78,6 +78,15 @@ impl Clients {
         cell.get_or_try_init(|| Box::pin(self.build(identity))).await.cloned()
     }
 
+    /// Forgets the clients of all identities but those that `wanted` has: nobody is to be warned of credentials that no
+    /// tunnel uses any more. Sessions that still end keep theirs until then.
+    pub fn retain(&self, wanted: &[&Identity]) {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.retain(|identity, _| wanted.contains(&identity));
+        let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
+        networks.retain(|ca_file, _| wanted.iter().any(|identity| identity.ca_file == *ca_file));
+    }
+
     async fn build(&self, identity: &Identity) -> Result<Arc<dyn Api>, Failure> {
         let (_, transport) = self.way_out(identity.ca_file.as_deref())?;
         let config = tokio::time::timeout(CALL, Box::pin(silent(load(identity, transport))))
@@ -359,6 +368,10 @@ impl Api for Sdk {
         max_age: Duration,
     ) -> BoxFuture<'a, Result<Vec<Node>, Failure>> {
         self.nodes.get(tag, value, max_age, self.online(tag, value)).boxed()
+    }
+
+    fn last_nodes(&self, tag: &str, value: &str) -> Vec<Node> {
+        self.nodes.last(tag, value)
     }
 
     fn maximum_session_duration(&self) -> BoxFuture<'_, Option<Duration>> {

@@ -235,6 +235,8 @@ impl Tunnels {
                 error!(tunnel = name, %error, "its folder cannot be made");
             }
         }
+        let wanted: Vec<_> = self.running.values().map(|running| &running.config.identity).collect();
+        self.shared.clients.retain(&wanted);
         self.publish();
         Ok(())
     }

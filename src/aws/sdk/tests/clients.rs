@@ -13,6 +13,20 @@ async fn equal_identities_share_a_client() {
     assert_eq!((one.region(), other.region()), ("eu-west-1", "us-west-2"));
 }
 
+/// With its identity goes the client, and with that the task that renews its credentials and warns of them.
+#[tokio::test]
+async fn identities_that_no_tunnel_has_are_forgotten() {
+    let clients = Clients::new(Environment::default());
+    let other = Identity { region: Some("us-west-2".to_owned()), ..identity() };
+    let (one, two) = (clients.get(&identity()).await.unwrap(), clients.get(&other).await.unwrap());
+    clients.retain(&[&identity()]);
+    assert!(Arc::ptr_eq(&one, &clients.get(&identity()).await.unwrap()));
+    let forgotten = Arc::downgrade(&two);
+    assert!(forgotten.upgrade().is_some(), "a session has it yet");
+    drop(two);
+    assert!(forgotten.upgrade().is_none());
+}
+
 #[tokio::test]
 async fn a_bad_ca_file_is_read_again_at_the_next_call() {
     let dir = tempfile::tempdir().unwrap();
