@@ -31,6 +31,8 @@ use crate::tunnel::failure::{Class, Failure};
 /// longer.
 const IDLE: Duration = Duration::from_secs(5);
 
+/// For a connection through a proxy, which has to make one of its own first: its name, its answer and TLS with the host.
+const PROXIED: Duration = Duration::from_secs(15);
 /// The longest answer that is read: a page of 50 nodes has 100 kB. Whoever is between us and the service may answer without
 /// an end.
 const LONGEST: usize = 4 << 20;
@@ -134,9 +136,13 @@ impl tower_service::Service<Uri> for Dial {
                     false => network.connect_directly(host, port).await,
                 }
             };
+            let proxy = if tls { network.proxy_for(host, port)? } else { None };
+            let through =
+                proxy.as_ref().map(|proxy| format!(" through the proxy {proxy}")).unwrap_or_default();
+            let patience = patience.map(|limit| if proxy.is_some() { limit.max(PROXIED) } else { limit });
             let connected = match patience {
                 Some(limit) => timeout(limit, connecting).await.unwrap_or_else(|_| {
-                    let text = format!("connecting to {host}:{port}: no answer within {limit:?}");
+                    let text = format!("connecting to {host}:{port}{through}: no answer within {limit:?}");
                     Err(Failure::new(Class::Network, text))
                 }),
                 None => connecting.await,
@@ -150,5 +156,52 @@ impl tower_service::Service<Uri> for Dial {
 impl Pooled for Box<dyn Connection> {
     fn connected(&self) -> Connected {
         Connected::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::time::Instant;
+    use tower_service::Service as _;
+
+    use super::*;
+    use crate::network::Environment;
+
+    /// What is said, and after how many seconds, of a proxy that answers after so long, and then of a host that does not.
+    async fn through(answers: Duration) -> (String, u64) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let proxy = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await.unwrap();
+            tokio::time::sleep(answers).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await;
+            std::future::pending::<()>().await;
+        });
+        let environment =
+            Environment::read(|name| (name == "HTTPS_PROXY").then(|| format!("http://{address}")));
+        let network = Network::new(&environment, None).unwrap();
+        let began = Instant::now();
+        let uri = Uri::from_static("https://ssm.us-west-2.amazonaws.com");
+        let connected = Dial { network, patience: Some(Duration::from_secs(5)) }.call(uri).await;
+        proxy.abort();
+        let text = connected.err().unwrap().text;
+        (text.replace(&address.to_string(), "PROXY"), began.elapsed().as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proxy_has_its_own_time_and_is_named() {
+        let dead = through(Duration::from_secs(3600)).await;
+        assert_eq!(dead, ("the proxy PROXY did not answer within 10 s".to_owned(), 10));
+        // Longer than a host that is reached directly may take.
+        let (text, after) = through(Duration::from_secs(7)).await;
+        let host = "ssm.us-west-2.amazonaws.com:443";
+        assert_eq!(text, format!("connecting to {host} through the proxy PROXY: no answer within 15s"));
+        assert_eq!(after, 15);
+        let (text, after) = through(Duration::ZERO).await;
+        assert_eq!(text, format!("TLS with {host} through the proxy PROXY: no answer within 10 s"));
+        assert_eq!(after, 10);
     }
 }

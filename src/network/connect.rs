@@ -61,12 +61,16 @@ impl Network {
         // Without it no connection is worth making.
         self.0.trust.config()?;
         let stream = self.connect(host, port).await?;
-        Ok(Box::new(self.secure(host, port, stream).await?))
+        let mut who = authority(host, port);
+        if let Some(proxy) = self.proxy_for(host, port)? {
+            who += &format!(" through the proxy {proxy}");
+        }
+        Ok(Box::new(self.secure(host, &who, stream).await?))
     }
 
-    async fn secure<S: Connection>(&self, host: &str, port: u16, stream: S) -> Result<TlsStream<S>, Failure> {
+    async fn secure<S: Connection>(&self, host: &str, who: &str, stream: S) -> Result<TlsStream<S>, Failure> {
         let connector = TlsConnector::from(self.0.trust.config()?);
-        let failed = |e: &dyn std::fmt::Display| failed(format!("TLS with {}: {e}", authority(host, port)));
+        let failed = |e: &dyn std::fmt::Display| failed(format!("TLS with {who}: {e}"));
         let name = ServerName::try_from(host.to_owned()).map_err(|e| failed(&e))?;
         match timeout(HANDSHAKE, connector.connect(name, stream)).await {
             Ok(stream) => stream.map_err(|e| failed(&e)),
@@ -82,7 +86,7 @@ impl Network {
         let stream = direct(name, proxy_port).await;
         let stream = stream.map_err(|e| failed(format!("connecting to {who}: {e}")))?;
         let stream = match tls {
-            true => ToProxy::Right(self.secure(name, proxy_port, stream).await?),
+            true => ToProxy::Right(self.secure(name, &who, stream).await?),
             false => ToProxy::Left(stream),
         };
         match timeout(HANDSHAKE, ask(stream, authorization(proxy), authority(host, port))).await {

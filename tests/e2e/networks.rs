@@ -158,6 +158,35 @@ async fn vpc_endpoints_go_by_their_names() {
     goes_by("us-west-2", None, &keys, api, stream, None).await;
 }
 
+/// The proxy itself is spoken to over TLS, and TLS with the service goes through that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_may_speak_tls() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let proxy = Proxy::start_tls(&lab, Some(USER)).await.unwrap();
+    let address = own_address();
+    let text = config(&lab, "us-west-2", address, "");
+    let command = |scheme: &str| {
+        let mut command = behind(&lab, ENCODED, &proxy);
+        let url = format!("{scheme}://{ENCODED}@localhost:{}", proxy.address().port());
+        command.env("HTTPS_PROXY", url);
+        command
+    };
+    let daemon = Daemon::start_with(command("https"), address, &text);
+    daemon.event("ready").await;
+    echo(address).await;
+    lab.close_all(1000, "Bye");
+    daemon.event("resumed").await;
+    echo(address).await;
+    assert_eq!((lab.status().unsigned_calls, lab.status().wrong_hosts), (0, 0));
+    daemon.stop(&lab).await;
+    assert!(proxy.asked().len() >= 3, "API and data channel: {:?}", proxy.asked());
+    // Without TLS it does not understand a word.
+    let daemon = Daemon::start_with(command("http"), address, &text);
+    let failed = daemon.event("failed").await;
+    assert!(failed.field("reason").contains("the proxy localhost:"), "{}", failed.text);
+    daemon.stop(&lab).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxys_refusal_is_told_with_what_to_do() {
     let (lab, proxy) = network("us-west-2", None).await;

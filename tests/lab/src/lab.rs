@@ -28,6 +28,7 @@ use crate::tls;
 pub struct Lab {
     state: Arc<State>,
     addresses: Addresses,
+    acceptor: TlsAcceptor,
     directory: TempDir,
     /// The lab's own threads: a test may block its runtime without stopping the service. `None` while being dropped.
     runtime: Option<Runtime>,
@@ -72,6 +73,7 @@ impl Lab {
                 destinations: runtime.spawn(destination::start(state.clone())).await??,
             },
             state,
+            acceptor: acceptor.clone(),
             directory,
             runtime: Some(runtime),
         };
@@ -130,6 +132,11 @@ impl Lab {
     /// A directory with that file and nothing else, for `SSL_CERT_DIR`.
     pub fn ca_directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// Takes TLS as the lab's own listener does.
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
+        self.acceptor.clone()
     }
 
     /// The echo server.

@@ -5,9 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+
+use crate::lab::Lab;
 
 /// The longest head of a request.
 const LONGEST_HEAD: usize = 8 * 1024;
@@ -31,6 +34,22 @@ impl Proxy {
     /// # Errors
     /// No port can be bound.
     pub async fn start(service: SocketAddr, user: Option<&str>) -> std::io::Result<Self> {
+        Self::begin(service, user, None).await
+    }
+
+    /// Starts one that is itself spoken to over TLS, with the lab's certificate.
+    ///
+    /// # Errors
+    /// No port can be bound.
+    pub async fn start_tls(lab: &Lab, user: Option<&str>) -> std::io::Result<Self> {
+        Self::begin(lab.addresses().tls, user, Some(lab.acceptor())).await
+    }
+
+    async fn begin(
+        service: SocketAddr,
+        user: Option<&str>,
+        tls: Option<TlsAcceptor>,
+    ) -> std::io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let seen = Arc::new(Seen::default());
@@ -38,7 +57,17 @@ impl Proxy {
         let (noted, mut connections) = (seen.clone(), tokio::task::JoinSet::new());
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(serve(stream, service, expected.clone(), noted.clone()));
+                let (tls, expected, noted) = (tls.clone(), expected.clone(), noted.clone());
+                connections.spawn(async move {
+                    match tls {
+                        None => serve(stream, service, expected, noted).await,
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(stream, service, expected, noted).await;
+                            }
+                        }
+                    }
+                });
                 while connections.try_join_next().is_some() {}
             }
         });
@@ -68,7 +97,10 @@ impl Drop for Proxy {
 }
 
 /// One connection. Whatever goes wrong on it is the client's to notice.
-async fn serve(mut client: TcpStream, service: SocketAddr, expected: Option<String>, seen: Arc<Seen>) {
+async fn serve<S>(mut client: S, service: SocketAddr, expected: Option<String>, seen: Arc<Seen>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") && head.len() < LONGEST_HEAD {
         match client.read_u8().await {
