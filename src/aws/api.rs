@@ -34,6 +34,9 @@ pub trait Api: Send + Sync {
         max_age: Duration,
     ) -> BoxFuture<'a, Result<Vec<Node>, Failure>>;
 
+    /// What [`Self::online_nodes`] found last, however long ago.
+    fn last_nodes(&self, tag: &str, value: &str) -> Vec<Node>;
+
     /// The account's maximum session duration in this region, from the Session Manager preferences
     /// (`inputs.maxSessionDuration` of the document `SSM-SessionManagerRunShell`, 1 to 1440 minutes). `None` where it has
     /// none, and where it cannot be read, which is no failure: few are allowed to. The answer is kept for an hour, however

@@ -42,6 +42,14 @@ impl Nodes {
         *answer = Some((Instant::now(), nodes.clone()));
         Ok(nodes)
     }
+
+    /// Those of the last answer, however old; none where there was none, or somebody asks at this moment.
+    pub(super) fn last(&self, key: &str, value: &str) -> Vec<Node> {
+        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = answers.get(&(key.to_owned(), value.to_owned()));
+        let answer = answer.and_then(|answer| answer.try_lock().ok());
+        answer.and_then(|answer| answer.as_ref().map(|(_, nodes)| nodes.clone())).unwrap_or_default()
+    }
 }
 
 #[cfg(test)]

@@ -42,7 +42,8 @@ pub fn start_request(tunnel: &Tunnel, target: &str, host: &str) -> StartRequest 
 }
 
 /// Those that a session may be started with, in the order of preference; the nodes of a tag from an answer of the service
-/// that is at most `max_age` old. There is at least one.
+/// that is at most `max_age` old, or from the last one there was if the service does not answer now: whether they are
+/// connected, StartSession says anyway. There is at least one.
 ///
 /// # Errors
 /// A tag has no node that is online, or nodes cannot be listed.
@@ -53,7 +54,20 @@ pub async fn candidates(api: &dyn Api, target: &Target, max_age: Duration) -> Re
         }
         Target::Tag { key, value } => (key, value),
     };
-    let nodes = api.online_nodes(key, value, max_age).await?;
+    let nodes = match api.online_nodes(key, value, max_age).await {
+        Ok(nodes) => nodes,
+        Err(failure) => {
+            let known = match failure.class {
+                Class::Throttled | Class::Network => api.last_nodes(key, value),
+                _ => Vec::new(),
+            };
+            if known.is_empty() {
+                return Err(failure);
+            }
+            tracing::debug!(%failure, "the nodes of {key}={value} cannot be listed; those of the last list are asked");
+            known
+        }
+    };
     if nodes.is_empty() {
         let text = format!("no managed node with tag {key}={value} is online in {}", api.region());
         return Err(Failure::new(Class::TargetNotConnected, text));
@@ -188,6 +202,9 @@ mod tests {
         ) -> BoxFuture<'a, Result<Vec<Node>, Failure>> {
             let node = |id: &&str| Node { id: (*id).to_owned(), agent_version: None };
             std::future::ready(Ok(self.0.iter().map(node).collect())).boxed()
+        }
+        fn last_nodes(&self, _: &str, _: &str) -> Vec<Node> {
+            Vec::new()
         }
         fn credentials(&self) -> BoxFuture<'_, Result<aws_credential_types::Credentials, Failure>> {
             unreachable!("nothing is signed")

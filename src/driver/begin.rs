@@ -23,6 +23,8 @@ const WATCH: Duration = Duration::from_millis(2500);
 /// … and after [`LONG`]: by then nobody is starting a new instance.
 const WATCH_LATER: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_secs(600);
+/// However often the account's limit has refused it.
+const WATCH_RARELY: Duration = Duration::from_secs(120);
 
 /// One tunnel's targets, for its driver and the tasks that begin its sessions.
 pub(super) type SharedTargets = Arc<Mutex<Targets>>;
@@ -92,23 +94,34 @@ pub(super) async fn watch(
     since: Instant,
     sender: mpsc::Sender<Message>,
 ) {
-    let Target::Tag { .. } = &config.target else { return };
+    let Target::Tag { key, value } = &config.target else { return };
     let is_there = |nodes: &[Node]| {
         let ids = nodes.iter().map(|node| node.id.as_str());
         lock(&targets).has_other(ids, Instant::now())
     };
+    let mut throttled = 0;
     loop {
-        let interval = if since.elapsed() < LONG { WATCH } else { WATCH_LATER };
         // Many tunnels may wait for the same tag; those of one process share an answer.
-        tokio::time::sleep(interval.mul_f64(rand::random_range(2.0 / 3.0..1.0))).await;
+        tokio::time::sleep(interval(since.elapsed(), throttled).mul_f64(rand::random_range(2.0 / 3.0..1.0)))
+            .await;
         let Ok(api) = shared.clients.get(&config.identity).await else { continue };
-        let listed = target::candidates(&*api, &config.target, target::FRESH).await;
-        if listed.is_ok_and(|nodes| is_there(&nodes)) {
-            // Without a receiver the tunnel has ended.
-            let _ = sender.send(Message::TargetOnline).await;
-            return;
+        match api.online_nodes(key, value, target::FRESH).await {
+            Ok(nodes) if is_there(&nodes) => {
+                // Without a receiver the tunnel has ended.
+                let _ = sender.send(Message::TargetOnline).await;
+                return;
+            }
+            Err(failure) if failure.class == Class::Throttled => throttled += 1,
+            _ => throttled = 0,
         }
     }
+}
+
+/// Between two looks for a node of a tag that has none for so long, after so many refusals in a row by the account's limit:
+/// a hundred hosts that wait for one tag must not take all of it.
+fn interval(since: Duration, throttled: u32) -> Duration {
+    let interval = if since < LONG { WATCH } else { WATCH_LATER };
+    interval.saturating_mul(2u32.saturating_pow(throttled)).min(WATCH_RARELY)
 }
 
 /// Says once for each session what its agent is too old for.
@@ -116,5 +129,17 @@ pub(super) fn tell_of_agent(config: &config::Tunnel, session: &str, version: &st
     if let Some(reason) = agent::shortcoming(version, config.remote_host.is_some()) {
         let tunnel = &config.name;
         warn!(tunnel, session, event = "agent_too_old", agent_version = version, reason, "{reason}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_accounts_limit_doubles_the_time_between_looks() {
+        let seconds = |since, throttled| interval(Duration::from_secs(since), throttled).as_secs_f64();
+        assert_eq!([0, 1, 2, 5, 6, u32::MAX].map(|n| seconds(0, n)), [2.5, 5.0, 10.0, 80.0, 120.0, 120.0]);
+        assert_eq!([0, 1, 2, 3].map(|n| seconds(600, n)), [30.0, 60.0, 120.0, 120.0]);
     }
 }

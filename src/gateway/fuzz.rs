@@ -276,6 +276,10 @@ impl Api for Nobody {
         async { Self::failure() }.boxed()
     }
 
+    fn last_nodes(&self, _: &str, _: &str) -> Vec<Node> {
+        Vec::new()
+    }
+
     fn credentials(&self) -> BoxFuture<'_, Result<Credentials, Failure>> {
         async { Self::failure() }.boxed()
     }

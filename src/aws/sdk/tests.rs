@@ -239,6 +239,29 @@ async fn lists_the_online_nodes_of_all_pages_in_a_fixed_order() {
     assert_eq!(seen[1].1["NextToken"], "more");
 }
 
+/// The account's limits are no reason to be without a target that is there.
+#[tokio::test]
+async fn nodes_that_cannot_be_listed_now_are_those_of_the_last_list() {
+    let node = serde_json::json!({ "InstanceId": "i-1", "PingStatus": "Online" });
+    let list = serde_json::json!({ "InstanceInformationList": [node] }).to_string();
+    let service = Service::new(move |_, number| match number {
+        1 | 3 => (400, refuse("ThrottlingException", "Rate exceeded")),
+        2 => (200, list.clone()),
+        4 => (503, String::new()),
+        _ => (400, refuse("AccessDeniedException", "no")),
+    })
+    .await;
+    let api = service.api();
+    let tag = crate::config::Target::Tag { key: "Role".to_owned(), value: "bastion".to_owned() };
+    let mut found = Vec::new();
+    for _ in 0..5 {
+        let nodes = crate::aws::target::candidates(&api, &tag, Duration::ZERO).await;
+        found.push(nodes.map(|nodes| nodes.len()).map_err(|failure| failure.class));
+    }
+    let expected = [Err(Class::Throttled), Ok(1), Ok(1), Ok(1), Err(Class::Access)];
+    assert_eq!(found, expected);
+}
+
 /// No credentials: the call is not made, and the failure is about them.
 #[tokio::test]
 async fn without_credentials_nothing_is_sent() {
