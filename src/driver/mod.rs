@@ -4,6 +4,7 @@
 mod begin;
 mod describe;
 pub mod folder;
+mod leftovers;
 mod line;
 mod numbers;
 mod outage;
@@ -53,6 +54,7 @@ use crate::tunnel::{Event, Generation, SessionEvent, Settings, Tunnel};
 use begin::{SharedTargets, tell_of_agent};
 use describe::Clock;
 use folder::Folder;
+use leftovers::Leftovers;
 use numbers::Numbers;
 use outage::Outage;
 use record::Record;
@@ -116,8 +118,7 @@ pub struct Driver {
     /// Since when there has been no target, and who looks for one.
     waiting_for_target: Option<(Instant, AbortOnDropHandle<()>)>,
     record: Record,
-    /// Of this process, given up while the service terminated nothing.
-    left: Vec<String>,
+    leftovers: Leftovers,
     sender: mpsc::Sender<Message>,
     messages: mpsc::Receiver<Message>,
     commands: mpsc::Receiver<Command>,
@@ -182,6 +183,7 @@ impl Driver {
             stats: stats.clone(),
             control,
         };
+        let leftovers = Leftovers::new(record.clone(), shared.clients.clone());
         let driver = Self {
             shared,
             config: Arc::new(config),
@@ -190,8 +192,8 @@ impl Driver {
             sessions: HashMap::new(),
             targets: SharedTargets::default(),
             waiting_for_target: None,
+            leftovers,
             record,
-            left: Vec::new(),
             sender,
             messages,
             commands,

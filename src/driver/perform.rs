@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::begin::{self, begin};
 use super::session::{Message, Session};
@@ -50,9 +50,7 @@ impl Driver {
             Action::Report(mut report) => {
                 if let Report::Ready(..) = report {
                     // The service answers.
-                    let recorded = self.record.sessions().unwrap_or_default();
-                    self.left.retain(|session| recorded.contains(session));
-                    self.terminate_left(self.left.clone());
+                    self.leftovers.terminate(&self.config);
                 }
                 self.note_target(&report);
                 if let Report::Resumed(_, after, 1..) = report {
@@ -177,51 +175,15 @@ impl Driver {
             return;
         }
         if !over {
-            self.left.push(session.id().to_owned());
+            self.leftovers.add(session.id().to_owned());
         } else if let Err(error) = self.record.remove(session.id()) {
             warn!(tunnel = self.config.name, session = session.id(), %error, "the session's record stays");
         }
     }
 
-    /// Terminates the sessions that an earlier process has left at the service. Not to be called for a tunnel that this
-    /// process has run before: it may still be draining, under the same name and with the same record.
-    pub(super) fn terminate_leftovers(&self) {
-        let leftovers = match self.record.sessions() {
-            Ok(leftovers) => leftovers,
-            Err(error) => {
-                warn!(tunnel = self.config.name, %error, "the record of sessions cannot be read");
-                return;
-            }
-        };
-        self.terminate_left(leftovers);
-    }
-
-    /// Tries once for each. What fails stays on record.
-    fn terminate_left(&self, sessions: Vec<String>) {
-        for id in sessions {
-            let (config, clients, record) =
-                (self.config.clone(), self.shared.clients.clone(), self.record.clone());
-            tokio::spawn(async move {
-                let result = match clients.get(&config.identity).await {
-                    Ok(api) => api.terminate_session(&id).await,
-                    Err(failure) => Err(failure),
-                };
-                let (tunnel, session) = (&config.name, &id);
-                match result {
-                    Ok(()) => {
-                        let _ = record.remove(&id);
-                        info!(tunnel, session, event = "leftover", "session that was left behind terminated");
-                    }
-                    Err(failure) => {
-                        warn!(
-                            tunnel,
-                            session,
-                            reason = failure.text,
-                            "session that was left behind not terminated"
-                        );
-                    }
-                }
-            });
-        }
+    /// Terminates the sessions that an earlier process has left at the service. Not for a tunnel that this process has
+    /// run before.
+    pub(super) fn terminate_leftovers(&mut self) {
+        self.leftovers.take_over(&self.config);
     }
 }

@@ -171,7 +171,7 @@ impl Tunnels {
 
     fn add(&mut self, bound: Bound) -> io::Result<()> {
         let Bound { config, addresses } = bound;
-        let (driver, handle) = Driver::new(self.shared.clone(), config.clone())?;
+        let (mut driver, handle) = Driver::new(self.shared.clone(), config.clone())?;
         let (proxy_settings, settings) = watch::channel(proxy::Settings::from(&config));
         let proxy = Proxy::new(config.name.as_str(), handle.routes, settings, handle.stats);
         let doors = addresses.into_iter().map(|address| serve(&config.name, &proxy, address)).collect();

@@ -159,6 +159,35 @@ fn runs(pid: Pid) -> bool {
     stat.is_ok_and(|stat| stat.state != 'Z')
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_earlier_process_has_left_is_tried_again_when_a_session_is_ready() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let mut daemon = Daemon::echo(&lab, "sessions = 6").await;
+    daemon.event_times("ready", 6).await;
+    let left = lab.sessions();
+    for plugin in daemon.plugins() {
+        kill(plugin, Signal::SIGSTOP).unwrap();
+    }
+    daemon.signal(Signal::SIGKILL);
+    daemon.exit().await;
+    // The host has been started again, and its network has not.
+    lab.set(Fault::Refuse);
+    let (folder, address) = (daemon.folder.clone(), daemon.address);
+    let daemon = Daemon::start_in(folder, address, &tunnel(&lab, "echo", address, lab.echo_addr(), ""));
+    let failed = "session that was left behind not terminated";
+    daemon
+        .logged("6 × not terminated", |log| {
+            log.iter().filter(|line| line.text.contains(failed)).count() == left.len()
+        })
+        .await;
+    assert!(daemon.events("leftover").is_empty());
+    lab.clear(Fault::Refuse);
+    daemon.event("ready").await;
+    daemon.event_times("leftover", left.len()).await;
+    assert!(lab.sessions().iter().all(|session| !left.contains(session)));
+    daemon.stop(&lab).await;
+}
+
 /// The service terminates nothing for longer than is tried. The daemon may run for months until it is started again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_could_not_be_terminated_is_when_the_service_answers_again() {
