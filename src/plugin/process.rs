@@ -170,7 +170,7 @@ fn private_folder(runtime_dir: &Path) -> Result<TempDir, Failure> {
     let parent = if fits(runtime_dir) || !fits(&temporary) { runtime_dir } else { &temporary };
     let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
     tempfile::Builder::new().prefix("p").permissions(private).tempdir_in(parent).map_err(|e| {
-        Failure::new(Class::NeedsChange, format!("no folder can be made in {}: {e}", parent.display()))
+        Failure::new(version::class(&e), format!("no folder can be made in {}: {e}", parent.display()))
     })
 }
 

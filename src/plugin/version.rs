@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::{BoxFuture, FutureExt as _, Shared};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, BufReader};
@@ -35,9 +36,12 @@ impl fmt::Display for Version {
     }
 }
 
+/// An answer that has come or is being waited for, by as many as want it.
+type Answer = Shared<BoxFuture<'static, Result<Version, Failure>>>;
+
 /// The versions of the plugins that were asked. A file that has changed since is asked again.
 #[derive(Debug, Default)]
-pub struct Versions(Mutex<HashMap<PathBuf, (SystemTime, Version)>>);
+pub struct Versions(Mutex<HashMap<PathBuf, (SystemTime, Answer)>>);
 
 impl Versions {
     /// None asked yet.
@@ -45,23 +49,15 @@ impl Versions {
         Self::default()
     }
 
-    /// The version of `plugin`. One that is old, or of which the age cannot be known, is warned of when it is asked.
+    /// The version of `plugin`. One that is old, or of which the age cannot be known, is warned of when it is asked. However
+    /// many want to know at the same time, it is asked once.
     ///
     /// Fails if it is too old to be used, or does not answer within 5 s.
     pub async fn check(&self, plugin: &Path) -> Result<Version, Failure> {
         let modified = std::fs::metadata(plugin)
             .and_then(|file| file.modified())
             .map_err(|e| needs_change(plugin, format!("cannot be read: {e}")))?;
-        let known = self.lock().get(plugin).filter(|known| known.0 == modified).map(|known| known.1);
-        let version = match known {
-            Some(version) => version,
-            None => {
-                let version = ask(plugin).await?;
-                warn(plugin, version);
-                self.lock().insert(plugin.to_owned(), (modified, version));
-                version
-            }
-        };
+        let version = self.answer(plugin, modified).await?;
         if version < OLDEST && version != FROM_SOURCE {
             let text = format!(
                 "is version {version}, older than {OLDEST}: it would show the session's token to every user"
@@ -71,8 +67,20 @@ impl Versions {
         Ok(version)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, (SystemTime, Version)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn answer(&self, plugin: &Path, modified: SystemTime) -> Answer {
+        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let holds = |(of, answer): &&(SystemTime, Answer)| {
+            // Whoever waits for a failure has it; whoever comes later asks again.
+            *of == modified && !matches!(answer.peek(), Some(Err(_)))
+        };
+        if let Some((_, answer)) = answers.get(plugin).filter(holds) {
+            return answer.clone();
+        }
+        let path = plugin.to_owned();
+        let answer = async move { ask(&path).await.inspect(|version| warn(&path, *version)) };
+        let answer = answer.boxed().shared();
+        answers.insert(plugin.to_owned(), (modified, answer.clone()));
+        answer
     }
 }
 
@@ -114,12 +122,18 @@ async fn ask(plugin: &Path) -> Result<Version, Failure> {
     if let Some(group) = group {
         let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
     }
-    let _ = child.wait().await;
+    let status = child.wait().await;
+    let silent = |what: String| Failure::new(Class::Network, format!("{} {what}", plugin.display()));
+    // A host that has just been started, or has no memory left: these pass.
     let text = answer
-        .map_err(|_| {
-            needs_change(plugin, format!("does not answer --version within {} s", PATIENCE.as_secs()))
-        })?
-        .map_err(|e| needs_change(plugin, format!("does not answer --version: {e}")))?;
+        .map_err(|_| silent(format!("does not answer --version within {} s", PATIENCE.as_secs())))?
+        .map_err(|e| silent(format!("does not answer --version: {e}")))?;
+    if text.is_empty()
+        && let Ok(status) = status
+        && !status.success()
+    {
+        return Err(silent(format!("does not answer --version: {status}")));
+    }
     let text = String::from_utf8_lossy(&text);
     text.lines().find_map(parse).ok_or_else(|| {
         let said: String = text.trim().chars().take(100).collect();
@@ -129,13 +143,20 @@ async fn ask(plugin: &Path) -> Result<Version, Failure> {
 
 /// Why a plugin could not be started.
 pub(super) fn spawn_failure(plugin: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(class(error), format!("{} cannot be started: {error}", plugin.display()))
+}
+
+/// Whether somebody has to do something about an error of the operating system's.
+pub(super) fn class(error: &std::io::Error) -> Class {
     use std::io::ErrorKind;
-    let class = match error.kind() {
-        ErrorKind::NotFound | ErrorKind::PermissionDenied => Class::NeedsChange,
-        // No memory, too many processes, a file that is just being replaced: these pass.
+    match error.kind() {
+        ErrorKind::NotFound
+        | ErrorKind::PermissionDenied
+        | ErrorKind::NotADirectory
+        | ErrorKind::ReadOnlyFilesystem => Class::NeedsChange,
+        // No memory, no room on the disk, too many processes, a file that is just being replaced: these pass.
         _ => Class::Network,
-    };
-    Failure::new(class, format!("{} cannot be started: {error}", plugin.display()))
+    }
 }
 
 fn needs_change(plugin: &Path, what: impl fmt::Display) -> Failure {
@@ -206,7 +227,7 @@ mod tests {
     #[tokio::test]
     async fn something_else_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        for answer in ["echo hello", "true", "head -c 100000 /dev/zero"] {
+        for answer in ["echo hello", "true", "echo hello; exit 1", "head -c 100000 /dev/zero"] {
             let plugin = says(folder.path(), answer);
             let failure = check(&Versions::new(), &plugin).await.unwrap_err();
             assert_eq!(failure.class, Class::NeedsChange);
@@ -220,8 +241,55 @@ mod tests {
         let plugin = script(folder.path(), "echo $$ > \"${0%/*}/pid\"\nsleep 600");
         let failure = check(&Versions::new(), &plugin).await.unwrap_err();
         assert!(failure.text.contains("does not answer --version within 5 s"), "{failure}");
+        assert_eq!(failure.class, Class::Network, "a slow host is no reason to wait for somebody");
         let pid = std::fs::read_to_string(folder.path().join("pid")).unwrap();
         assert!(!Path::new("/proc").join(pid.trim()).exists(), "it was killed and reaped");
+    }
+
+    #[tokio::test]
+    async fn one_that_is_killed_before_it_answers_is_asked_again_soon() {
+        let folder = tempfile::tempdir().unwrap();
+        let again = folder.path().join("again");
+        let lines = format!("[ -e {0} ] && echo 1.2.764.0 && exit\n: > {0}\nkill -9 $$", again.display());
+        let plugin = says(folder.path(), &lines);
+        let versions = Versions::new();
+        let failure = check(&versions, &plugin).await.unwrap_err();
+        assert_eq!(failure.class, Class::Network);
+        assert!(failure.text.contains("does not answer --version: signal: 9"), "{failure}");
+        assert_eq!(check(&versions, &plugin).await, Ok(Version([1, 2, 764, 0])), "a failure is not kept");
+    }
+
+    /// A process with 200 tunnels.
+    #[tokio::test]
+    async fn those_that_ask_together_share_an_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let runs = || std::fs::read_to_string(folder.path().join("runs")).unwrap().lines().count();
+        for (answer, well) in [("sleep 0.2; echo 1.2.764.0", true), ("sleep 0.2; exit 1", false)] {
+            let plugin = says(folder.path(), answer);
+            let answers = started(async || {
+                let versions = Versions::new();
+                let answers = (0..200).map(|_| versions.check(&plugin));
+                let answers = futures_util::future::join_all(answers).await;
+                answers.into_iter().collect::<Result<Vec<_>, _>>()
+            });
+            assert_eq!(answers.await.is_ok(), well);
+            assert_eq!(runs(), 1);
+            std::fs::remove_file(folder.path().join("runs")).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_full_disk_passes_and_a_missing_folder_does_not() {
+        use nix::errno::Errno;
+        let class = |errno: Errno| class(&std::io::Error::from(errno));
+        for passes in
+            [Errno::ENOSPC, Errno::EDQUOT, Errno::ENOMEM, Errno::EAGAIN, Errno::EMFILE, Errno::ETXTBSY]
+        {
+            assert_eq!(class(passes), Class::Network, "{passes}");
+        }
+        for stays in [Errno::ENOENT, Errno::EACCES, Errno::EPERM, Errno::ENOTDIR, Errno::EROFS] {
+            assert_eq!(class(stays), Class::NeedsChange, "{stays}");
+        }
     }
 
     #[test]

@@ -329,6 +329,8 @@ pub static ENTRIES: &[Entry] = &[
                document: correct `document` or `parameters`, and reload. It must be a document for port\n\
                forwarding, in this account and region.\n\n\
                plugin: install the session-manager-plugin, or correct `plugin`, and reload.\n\n\
+               host: nothing, unless it lasts: a host that is just being started has other things to do. Then\n\
+               see what it is short of: memory, processes, disk (dmesg, free, df).\n\n\
                needs a change: correct the configuration and reload; `autossm check` shows what it can see.\n\n\
                target not connected: look at amazon-ssm-agent on the target, whether the target runs, and at\n\
                its way to the service: aws ssm describe-instance-information shows its PingStatus.\n\n\

@@ -86,3 +86,22 @@ async fn a_plugin_that_is_old_is_warned_of_once() {
     assert_eq!(warned.len(), 1, "{warned:?}");
     assert!(warned[0].text.contains("older than 1.2.764.0"), "{}", warned[0].text);
 }
+
+/// A host that has just been started, or has no memory left: its kernel kills the plugin, or is too slow for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugin_that_does_not_answer_is_asked_again_soon() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = that_says(folder.path(), "1.2.764.0");
+    let script = std::fs::read_to_string(&path).unwrap();
+    let asked = folder.path().join("asked");
+    let first = format!("#!/bin/sh\n[ -e '{0}' ] || {{ : > '{0}'; kill -9 $$; }}", asked.display());
+    std::fs::write(&path, script.replacen("#!/bin/sh", &first, 1)).unwrap();
+    let daemon = with_plugin(&lab, path.to_str().unwrap());
+    let failed = daemon.event("failed").await;
+    assert!(failed.field("reason").contains("does not answer --version: signal: 9"), "{}", failed.text);
+    let ready = daemon.event("ready").await;
+    let after = ready.at.duration_since(failed.at).unwrap();
+    assert!(after < std::time::Duration::from_secs(15), "{after:?}");
+    daemon.stop(&lab).await;
+}

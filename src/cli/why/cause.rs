@@ -27,6 +27,8 @@ pub enum Cause {
     Document,
     /// The session-manager-plugin is missing or too old.
     Plugin,
+    /// This host, which is too slow or too full to run the plugin.
+    Host,
     /// Something else has to be changed.
     Configuration,
     /// The target's agent is not online.
@@ -104,6 +106,9 @@ impl Cause {
             "needs_change" | "needs a change" => Self::Configuration,
             "target_not_connected" | "target not connected" => Self::TargetNotConnected,
             "throttled" => Self::Throttled,
+            _ if has(&["does not answer --version", "cannot be started: ", "no folder can be made in "]) => {
+                Self::Host
+            }
             // The second is what the agent says of a plugin that it hears nothing of.
             _ if text.starts_with(NOT_OPENED) || text.starts_with("Handshake timed out") => Self::Agent,
             _ if text.starts_with("the plugin ") => Self::of_loss(text),
@@ -157,6 +162,7 @@ impl Cause {
             Self::Forbidden => ("failed", Some("forbidden")),
             Self::Document => ("failed", Some("document")),
             Self::Plugin => ("failed", Some("plugin")),
+            Self::Host => ("failed", Some("host")),
             Self::Configuration => ("failed", Some("needs a change")),
             Self::TargetNotConnected => ("failed", Some("target not connected")),
             Self::Throttled => ("failed", Some("throttled")),
@@ -224,6 +230,7 @@ impl Cause {
                 format!("AWS {} not start a session with this document: {short}", tense("does", "did"))
             }
             Self::Plugin => format!("the session-manager-plugin {} not run: {short}", tense("does", "did")),
+            Self::Host => format!("this host {} not run the plugin: {short}", tense("does", "did")),
             Self::Configuration => format!("something {} to be changed: {short}", tense("has", "had")),
             Self::TargetNotConnected => {
                 let target = words.split_whitespace().find(|word| is_node(word));
@@ -368,6 +375,18 @@ mod tests {
                 "AWS does not start a session",
             ),
             (
+                "network",
+                "/opt/smp does not answer --version within 5 s",
+                Cause::Host,
+                "this host does not run the plugin: /opt/smp does not answer",
+            ),
+            (
+                "network",
+                "no folder can be made in /run/autossm/db/_x1y2: No space left on device (os error 28)",
+                Cause::Host,
+                "this host does not run the plugin: no folder can be made",
+            ),
+            (
                 "target not connected",
                 "StartSession: TargetNotConnected: i-0abc is not connected.; is its agent running",
                 Cause::TargetNotConnected,
@@ -435,6 +454,7 @@ mod tests {
             Cause::Forbidden,
             Cause::Document,
             Cause::Plugin,
+            Cause::Host,
             Cause::Configuration,
             Cause::TargetNotConnected,
             Cause::Throttled,
