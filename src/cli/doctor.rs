@@ -131,7 +131,7 @@ async fn all(args: &DoctorArgs, config: &Config, tunnels: &[&Tunnel], first: Fin
     }));
     let local = join_all(tunnels.iter().map(async |tunnel| {
         let mut found = vec![host::daemon(tunnel, &running)];
-        found.extend(host::unit(&tunnel.name).await);
+        found.extend(host::unit(&tunnel.name, status(&running, &tunnel.name).is_some()).await);
         found.extend(listen::checks(tunnel, config, &running));
         found
     }));
@@ -151,6 +151,7 @@ async fn all(args: &DoctorArgs, config: &Config, tunnels: &[&Tunnel], first: Fin
         section.extend(by_tunnel.remove(tunnel.name.as_str()).unwrap_or_default());
         sections.push(section);
     }
+    finding::settle(&mut sections);
     sections
 }
 

@@ -24,8 +24,9 @@ use crate::control::protocol::history::STATE;
 use crate::control::protocol::{Event, Reply, Request, State, Status};
 use crate::control::time::Timestamp;
 use crate::telemetry::history::{self, MOST};
-use cause::Cause;
+pub(super) use cause::Cause;
 use incident::state;
+pub(super) use story::hindrance;
 use story::{Story, tell};
 
 /// The width of the names on the left.

@@ -15,20 +15,20 @@ use tokio::process::Command;
 
 use crate::daemon::{Daemon, PATIENCE, PROGRAM, SECRET_KEY, folder, own_address, tunnel};
 
-const NODE: &str = "i-0123456789abcdef0";
+pub const NODE: &str = "i-0123456789abcdef0";
 /// For few files, as shells often have a limit of 1024 of them.
 const FEW: &str = "max_connections = 100";
 
 /// What doctor has said.
-struct Said {
-    code: i32,
-    text: String,
+pub struct Said {
+    pub code: i32,
+    pub text: String,
     checks: Vec<Value>,
 }
 
 impl Said {
     /// Checks with this verdict, but for the plugin's that was built from source, which says no version.
-    fn with(&self, verdict: &str) -> Vec<&Value> {
+    pub fn with(&self, verdict: &str) -> Vec<&Value> {
         let from_source = |check: &Value| message(check).contains("built from source");
         self.checks.iter().filter(|check| check["verdict"] == verdict && !from_source(check)).collect()
     }
@@ -49,11 +49,11 @@ impl Said {
     }
 }
 
-fn message(check: &Value) -> &str {
+pub fn message(check: &Value) -> &str {
     check["message"].as_str().unwrap()
 }
 
-fn doctor(program: Command, folder: &Path) -> Command {
+pub fn doctor(program: Command, folder: &Path) -> Command {
     let mut command = program;
     command.args(["doctor", "--json", "--runtime-dir"]).arg(folder.join("run"));
     command.arg("--config").arg(folder.join("config.toml")).kill_on_drop(true).env_clear();
@@ -63,7 +63,7 @@ fn doctor(program: Command, folder: &Path) -> Command {
     command
 }
 
-async fn say(mut command: Command) -> Said {
+pub async fn say(mut command: Command) -> Said {
     let output = tokio::time::timeout(PATIENCE, command.output()).await.unwrap().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let err = String::from_utf8(output.stderr).unwrap();

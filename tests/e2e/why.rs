@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use autossm_lab::Lab;
 use autossm_lab::fault::{ApiFault, Call, Fault};
-use autossm_lab::options::Options;
+use autossm_lab::options::{Node, Options};
 use nix::sys::signal::{Signal, kill};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::control::{Said, say};
 use crate::daemon::{self, Daemon, PATIENCE, PROGRAM, own_address, tunnel};
-use crate::encrypted;
+use crate::{doctor, encrypted};
 
 /// A tunnel that is broken, and what is to be said of it.
 struct Broken {
@@ -27,6 +27,9 @@ struct Broken {
     /// In the first line, and in no other row's.
     says: &'static str,
     code: i32,
+    /// What `autossm doctor` finds failing beside the daemon that runs: the check, and words in its message. None: it is
+    /// over.
+    failing: &'static [(&'static str, &'static str)],
 }
 
 impl Broken {
@@ -42,10 +45,37 @@ impl Broken {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
+
+    /// Doctor names the same cause, and no other one.
+    async fn examined(&self) {
+        let said = doctor::say(doctor::doctor(Command::new(PROGRAM), self.daemon.folder.path())).await;
+        let failures = said.with("failure");
+        println!("--- {}", self.row);
+        for found in [failures.clone(), said.with("warning")].concat() {
+            println!("{found:#}");
+        }
+        assert_eq!(failures.len(), self.failing.len(), "{}: {}", self.row, said.text);
+        for (found, (check, words)) in failures.iter().zip(self.failing) {
+            assert_eq!(found["check"], *check, "{}: {}", self.row, said.text);
+            assert!(doctor::message(found).contains(words), "{}: {found:#}", self.row);
+            assert!(
+                found["remedy"].as_str().is_some_and(|remedy| remedy.len() > 10),
+                "{}: {found:#}",
+                self.row
+            );
+        }
+        assert_eq!(said.code, i32::from(!self.failing.is_empty()), "{}", self.row);
+    }
 }
 
 async fn lab() -> Lab {
-    Lab::start(Options::default()).await.unwrap()
+    let lab = Lab::start(Options::default()).await.unwrap();
+    lab.set_node(node());
+    lab
+}
+
+fn node() -> Node {
+    Node { id: doctor::NODE.into(), online: true, tags: [].into() }
 }
 
 fn start(lab: &Lab, keys: &str) -> Daemon {
@@ -54,24 +84,29 @@ fn start(lab: &Lab, keys: &str) -> Daemon {
 }
 
 /// StartSession is refused from the beginning.
-async fn refused(row: &'static str, fault: ApiFault, cause: &'static str, says: &'static str) -> Broken {
+async fn refused(
+    row: &'static str,
+    fault: ApiFault,
+    (cause, says): (&'static str, &'static str),
+    failing: &'static [(&'static str, &'static str)],
+) -> Broken {
     let lab = lab().await;
     lab.set(Fault::Api(Call::Start, fault));
     let daemon = start(&lab, "");
-    Broken { row, lab, daemon, cause, says, code: 1 }
+    Broken { row, lab, daemon, cause, says, code: 1, failing }
 }
 
 /// The configuration is wrong, or what it needs is missing.
 async fn misconfigured(
     row: &'static str,
     change: impl FnOnce(String) -> String,
-    cause: &'static str,
-    says: &'static str,
+    (cause, says): (&'static str, &'static str),
+    failing: &'static [(&'static str, &'static str)],
 ) -> Broken {
     let lab = lab().await;
     let address = own_address();
     let daemon = Daemon::start(address, &change(tunnel(&lab, "echo", address, lab.echo_addr(), "")));
-    Broken { row, lab, daemon, cause, says, code: 1 }
+    Broken { row, lab, daemon, cause, says, code: 1, failing }
 }
 
 /// Something happens to a tunnel that is up; it comes back by itself, or not.
@@ -79,12 +114,13 @@ async fn disturbed(
     row: &'static str,
     keys: &str,
     disturb: impl AsyncFnOnce(&Lab, &Daemon),
-    (cause, says, code): (&'static str, &'static str, i32),
+    (cause, says): (&'static str, &'static str),
+    failing: &'static [(&'static str, &'static str)],
 ) -> Broken {
     let lab = lab().await;
     let daemon = Daemon::echo(&lab, keys).await;
     disturb(&lab, &daemon).await;
-    Broken { row, lab, daemon, cause, says, code }
+    Broken { row, lab, daemon, cause, says, code: i32::from(!failing.is_empty()), failing }
 }
 
 async fn connect_in_vain(address: SocketAddr) {
@@ -99,55 +135,87 @@ async fn all() -> Vec<Broken> {
     rows.spawn(refused(
         "denied",
         ApiFault::Denied,
-        "denied",
-        "AWS denies ssm:StartSession on i-0123456789abcdef0",
+        ("denied", "AWS denies ssm:StartSession on i-0123456789abcdef0"),
+        &[("permission", "ssm:StartSession: the daemon of echo was refused")],
     ));
-    rows.spawn(refused("expired", ApiFault::Expired, "expired", "the AWS credentials have expired"));
-    rows.spawn(refused("proxy", ApiFault::Forbidden, "forbidden", "something on the way to AWS refuses"));
-    rows.spawn(refused("throttled", ApiFault::Throttled, "throttled", "AWS throttles StartSession"));
-    rows.spawn(refused("service", ApiFault::Internal, "service", "AWS answers with an error of its own"));
+    rows.spawn(refused(
+        "expired",
+        ApiFault::Expired,
+        ("expired", "the AWS credentials have expired"),
+        &[("daemon", "the AWS credentials have expired")],
+    ));
+    rows.spawn(refused(
+        "proxy",
+        ApiFault::Forbidden,
+        ("forbidden", "something on the way to AWS refuses"),
+        &[("daemon", "something on the way to AWS refuses")],
+    ));
+    rows.spawn(refused(
+        "throttled",
+        ApiFault::Throttled,
+        ("throttled", "AWS throttles StartSession"),
+        &[("daemon", "AWS throttles StartSession")],
+    ));
+    rows.spawn(refused(
+        "service",
+        ApiFault::Internal,
+        ("service", "AWS answers with an error of its own"),
+        &[("daemon", "AWS answers with an error of its own")],
+    ));
     rows.spawn(refused(
         "not connected",
         ApiFault::TargetNotConnected,
-        "target_not_connected",
-        "i-0123456789abcdef0 is not connected to Session Manager",
+        ("target_not_connected", "i-0123456789abcdef0 is not connected to Session Manager"),
+        &[("daemon", "i-0123456789abcdef0 is not connected to Session Manager")],
     ));
     rows.spawn(misconfigured(
         "no credentials",
         |config| config + "profile = \"nobody-has-it\"\n",
-        "credentials",
-        "there are no AWS credentials",
+        ("credentials", "there are no AWS credentials"),
+        &[("credentials", "no AWS credentials")],
     ));
     rows.spawn(misconfigured(
         "document",
         |config| config + "document = \"No-Such-Document\"\n",
-        "document",
-        "AWS does not start a session with this document",
+        ("document", "AWS does not start a session with this document"),
+        &[("document", "No-Such-Document does not exist")],
     ));
     rows.spawn(misconfigured(
         "no plugin",
         |config| config.replace("plugin = \"", "plugin = \"/nonexistent"),
-        "plugin",
-        "the session-manager-plugin does not run",
+        ("plugin", "the session-manager-plugin does not run"),
+        &[("plugin", "is no program")],
     ));
     rows.spawn(async {
         let lab = encrypted::lab().await;
+        lab.set_node(node());
         lab.set(Fault::Api(Call::DataKey, ApiFault::Denied));
         let daemon = start(&lab, &format!("kms_endpoint = \"{}\"", lab.api_url()));
-        Broken { row: "kms", lab, daemon, cause: "key", says: "KMS gives no data key", code: 1 }
+        let says = "KMS gives no data key";
+        Broken {
+            row: "kms",
+            lab,
+            daemon,
+            cause: "key",
+            says,
+            code: 1,
+            failing: &[("daemon", "KMS gives no data key")],
+        }
     });
     rows.spawn(async {
         let lab = lab().await;
         lab.set(Fault::AgentAway);
         let daemon = start(&lab, "");
         let says = "the target's SSM agent does not answer in the session: Handshake timed out";
-        Broken { row: "agent away", lab, daemon, cause: "agent", says, code: 1 }
+        let failing = &[("daemon", "the target's SSM agent does not answer in the session")];
+        Broken { row: "agent away", lab, daemon, cause: "agent", says, code: 1, failing }
     });
     rows.spawn(disturbed(
         "network",
         "",
         async |lab, _| lab.set(Fault::Refuse),
-        ("unreachable", "AWS cannot be reached", 1),
+        ("unreachable", "AWS cannot be reached"),
+        &[("api", "cannot be reached"), ("data-channel", "cannot be reached")],
     ));
     rows.spawn(disturbed(
         "killed",
@@ -156,7 +224,8 @@ async fn all() -> Vec<Broken> {
             kill(daemon.plugin().await, Signal::SIGKILL).unwrap();
             daemon.event_times("ready", 2).await;
         },
-        ("plugin_killed", "its plugin was killed by signal 9", 0),
+        ("plugin_killed", "its plugin was killed by signal 9"),
+        &[],
     ));
     rows.spawn(disturbed(
         "stopped",
@@ -165,7 +234,8 @@ async fn all() -> Vec<Broken> {
             kill(daemon.plugin().await, Signal::SIGSTOP).unwrap();
             daemon.event_times("ready", 2).await;
         },
-        ("plugin_hung", "its plugin hung", 0),
+        ("plugin_hung", "its plugin hung"),
+        &[],
     ));
     rows.spawn(disturbed(
         "terminated",
@@ -174,7 +244,8 @@ async fn all() -> Vec<Broken> {
             lab.terminate_all("Session was terminated by alice");
             daemon.event_times("ready", 2).await;
         },
-        ("terminated", "its session was terminated at the service: Session was terminated by alice", 0),
+        ("terminated", "its session was terminated at the service: Session was terminated by alice"),
+        &[],
     ));
     rows.spawn(disturbed(
         "idle",
@@ -185,7 +256,8 @@ async fn all() -> Vec<Broken> {
             lab.clear_all();
             daemon.event_times("ready", 2).await;
         },
-        ("idle_timeout", "its session ran into the account's idle timeout", 0),
+        ("idle_timeout", "its session ran into the account's idle timeout"),
+        &[],
     ));
     rows.spawn(disturbed(
         "agent hangs",
@@ -195,7 +267,8 @@ async fn all() -> Vec<Broken> {
             daemon.event("failover").await;
             daemon.event_times("ready", 2).await;
         },
-        ("agent", "the target's SSM agent did not answer in the session: the agent acknowledges nothing", 0),
+        ("agent", "the target's SSM agent did not answer in the session: the agent acknowledges nothing"),
+        &[],
     ));
     rows.spawn(disturbed(
         "destination",
@@ -207,23 +280,29 @@ async fn all() -> Vec<Broken> {
             }
             daemon.event("degraded").await;
         },
-        ("destination", "echo is up, but its destination is down since", 1),
+        ("destination", "echo is up, but its destination is down since"),
+        &[("daemon", "the destination is down")],
     ));
     rows.spawn(disturbed(
         "drained",
         "",
         async |_, daemon| assert_eq!(daemon.say(&["drain", "echo"]).await.code, 0),
-        ("drained", "drained it; until: autossm resume echo", 1),
+        ("drained", "drained it; until: autossm resume echo"),
+        &[("daemon", "somebody has drained it")],
     ));
     rows.join_all().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_first_line_names_the_cause_and_no_other() {
+async fn why_and_doctor_name_the_cause_and_no_other() {
     let rows = all().await;
     let mut told = JoinSet::new();
     for broken in rows {
-        told.spawn(async move { (broken.told().await, broken) });
+        told.spawn(async move {
+            let said = broken.told().await;
+            broken.examined().await;
+            (said, broken)
+        });
     }
     let told = told.join_all().await;
     for (said, broken) in &told {

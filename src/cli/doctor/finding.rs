@@ -23,11 +23,13 @@ pub(super) struct Finding {
     pub verdict: Verdict,
     pub message: String,
     pub remedy: Option<String>,
+    /// It follows from a failure of one of these checks, where there is one.
+    pub because: &'static [&'static str],
 }
 
 impl Finding {
     pub fn ok(check: &'static str, message: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Ok, message: message.into(), remedy: None }
+        Self { check, verdict: Verdict::Ok, message: message.into(), remedy: None, because: &[] }
     }
 
     pub fn skipped(check: &'static str, message: impl Into<String>) -> Self {
@@ -40,6 +42,10 @@ impl Finding {
 
     pub fn failure(check: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { verdict: Verdict::Failure, ..Self::warning(check, message, remedy) }
+    }
+
+    pub fn because(self, because: &'static [&'static str]) -> Self {
+        Self { because, ..self }
     }
 
     /// Of an error whose words end in what is to be done about it.
@@ -72,6 +78,28 @@ impl Section {
 
     pub fn extend(&mut self, findings: impl IntoIterator<Item = Finding>) {
         self.findings.extend(findings);
+    }
+}
+
+/// One cause is one failure: what follows from another one is a warning.
+pub(super) fn settle(sections: &mut [Section]) {
+    let failures: Vec<_> = sections
+        .iter()
+        .flat_map(|section| section.findings.iter().map(move |finding| (&section.tunnels, finding)))
+        .filter(|(_, finding)| finding.verdict == Verdict::Failure && finding.because.is_empty())
+        .map(|(tunnels, finding)| (tunnels.clone(), finding.check))
+        .collect();
+    for section in sections {
+        let concerns = |tunnels: &[String]| {
+            tunnels.is_empty() || tunnels.iter().any(|name| section.tunnels.contains(name))
+        };
+        for finding in &mut section.findings {
+            let explained =
+                failures.iter().any(|(tunnels, check)| concerns(tunnels) && finding.because.contains(check));
+            if explained && finding.verdict == Verdict::Failure {
+                finding.verdict = Verdict::Warning;
+            }
+        }
     }
 }
 
@@ -116,7 +144,7 @@ pub(super) fn text(sections: &[Section], painter: Painter) -> String {
     for section in sections {
         text += &painter.paint(&section.title, Colour::Bold);
         text.push('\n');
-        for Finding { check, verdict, message, remedy } in &section.findings {
+        for Finding { check, verdict, message, remedy, .. } in &section.findings {
             let (word, colour) = match verdict {
                 Verdict::Ok => ("ok", Colour::Green),
                 Verdict::Skipped => ("-", Colour::Dim),
@@ -145,6 +173,29 @@ pub(super) fn text(sections: &[Section], painter: Painter) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_follows_from_a_failure_is_a_warning() {
+        let section = |tunnel: &str, check, verdict| {
+            let mut section = Section::new(tunnel, &[tunnel]);
+            section.add(Finding::failure("daemon", "waits", "-").because(&["plugin", "listen"]));
+            section.add(Finding { verdict, ..Finding::ok(check, "") });
+            section
+        };
+        let mut sections = [
+            section("a", "listen", Verdict::Failure),
+            section("b", "target", Verdict::Failure),
+            section("c", "listen", Verdict::Warning),
+        ];
+        settle(&mut sections);
+        let verdicts = sections.each_ref().map(|section| section.findings[0].verdict);
+        assert_eq!(verdicts, [Verdict::Warning, Verdict::Failure, Verdict::Failure]);
+        let mut host = Section::new("host", &[]);
+        host.add(Finding::failure("plugin", "missing", "-"));
+        let mut sections = [host, section("a", "target", Verdict::Ok)];
+        settle(&mut sections);
+        assert_eq!(sections[1].findings[0].verdict, Verdict::Warning, "the host's is everybody's");
+    }
 
     #[test]
     fn one_line_each_and_the_remedy_beneath() {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{Uid, User, geteuid};
@@ -12,10 +13,12 @@ use tokio::time::timeout;
 
 use super::finding::Finding;
 use super::{PATIENCE, Running, status};
+use crate::cli::EXIT_UNAVAILABLE;
 use crate::cli::paint::age;
+use crate::cli::why::{Cause, hindrance};
 use crate::config::Tunnel;
 use crate::control::client::Error;
-use crate::control::protocol::State;
+use crate::control::protocol::{State, Status};
 use crate::control::time::Timestamp;
 
 /// The oldest that the units are made for.
@@ -29,6 +32,9 @@ const PER_CONNECTION: u64 = 2;
 const PER_SESSION: u64 = 32;
 /// Descriptors of the process itself: the control socket and its clients, logs, the API's connections.
 const OWN: u64 = 64;
+
+/// A data channel that was closed is back sooner, as a rule.
+const EVERYDAY: Duration = Duration::from_secs(10);
 
 /// What is the same for all tunnels.
 pub(super) async fn checks() -> Vec<Finding> {
@@ -56,21 +62,21 @@ fn version(said: &str) -> Finding {
     }
 }
 
-/// The tunnel's unit, where there is systemd.
-pub(super) async fn unit(tunnel: &str) -> Option<Finding> {
+/// The tunnel's unit, where there is systemd. The tunnel may `run` without it.
+pub(super) async fn unit(tunnel: &str, runs: bool) -> Option<Finding> {
     if !Path::new(BOOTED).exists() {
         return None;
     }
     let unit = format!("autossm@{tunnel}.service");
-    let properties = "--property=LoadState,ActiveState,SubState,Result,NRestarts";
+    let properties = "--property=LoadState,ActiveState,SubState,Result,NRestarts,ExecMainStatus,WantedBy";
     let Some(said) = ask(&["show", properties, &unit]).await else {
         return Some(Finding::skipped("unit", format!("systemctl says nothing of {unit}")));
     };
-    Some(state(&unit, &said))
+    Some(state(&unit, &said, runs))
 }
 
 /// From the unit's properties, a line each.
-fn state(unit: &str, said: &str) -> Finding {
+fn state(unit: &str, said: &str, runs: bool) -> Finding {
     const CHECK: &str = "unit";
     let get = |name: &str| {
         let line = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
@@ -94,6 +100,25 @@ fn state(unit: &str, said: &str) -> Finding {
             ),
         ),
         (_, "active") => Finding::ok(CHECK, message),
+        // Between two attempts of a service that ends again and again.
+        (_, "activating") if get("SubState").starts_with("auto-restart") => {
+            let status = get("ExecMainStatus");
+            let because: &[&str] = if status == EXIT_UNAVAILABLE.to_string() { &["listen"] } else { &[] };
+            Finding::failure(
+                CHECK,
+                format!(
+                    "{message}: it ends as soon as it is started, with status {status} ({})",
+                    get("Result")
+                ),
+                format!("journalctl -u {unit} -n 50 says why"),
+            )
+            .because(because)
+        }
+        (_, "inactive") if !runs && !get("WantedBy").is_empty() => Finding::warning(
+            CHECK,
+            format!("{message}, although {} wants it", get("WantedBy")),
+            format!("systemctl start {unit}; journalctl -u {unit} says who has stopped it"),
+        ),
         _ => Finding::skipped(CHECK, message),
     }
 }
@@ -144,13 +169,59 @@ pub(super) fn daemon(tunnel: &Tunnel, running: &Running) -> Finding {
             "look at the destination, and whether its security group lets the target in",
         );
     }
-    match (&status.failure, status.state) {
-        (Some(failure), state) if state != State::Up => Finding::warning(
+    serves(status, message)
+}
+
+/// Whether it does what it is there for: a tunnel that does not is a failure, as `autossm why` tells it.
+fn serves(status: &Status, message: String) -> Finding {
+    const CHECK: &str = "daemon";
+    let name = &status.name;
+    match (status.state, hindrance(status)) {
+        (State::Up, None) => Finding::ok(CHECK, message),
+        (State::Up, Some((cause, clause))) => Finding::warning(
             CHECK,
-            format!("{message}; the last attempt failed: {}", failure.text),
-            format!("autossm events {name} shows how it came to this"),
+            format!("{message}, but another session cannot be had: {clause}"),
+            cause.remedy(name),
         ),
-        _ => Finding::ok(CHECK, message),
+        (State::Draining, _) => Finding::failure(
+            CHECK,
+            format!("{message}: somebody has drained it, and its clients are held"),
+            format!("autossm resume {name}; autossm why {name} says who it was"),
+        ),
+        (State::Stopping | State::Stopped, _) => {
+            Finding::warning(CHECK, format!("{message}: it is being stopped"), format!("autossm why {name}"))
+        }
+        (_, None) => Finding::warning(
+            CHECK,
+            format!("{message}: nothing has failed yet"),
+            format!("autossm wait {name} waits for it"),
+        ),
+        // The service does so every hour.
+        (_, Some((Cause::ChannelClosed, clause))) if status.now.since(status.since) < EVERYDAY => {
+            Finding::warning(
+                CHECK,
+                format!("{message}: {clause}, and it is being resumed"),
+                format!("autossm wait {name} waits for it"),
+            )
+        }
+        (_, Some((cause, clause))) => {
+            Finding::failure(CHECK, format!("{message}: {clause}"), cause.remedy(name))
+                .because(shown_by(cause))
+        }
+    }
+}
+
+/// The checks that find the same cause, where they can.
+fn shown_by(cause: Cause) -> &'static [&'static str] {
+    match cause {
+        Cause::Denied => &["permission"],
+        Cause::Credentials | Cause::Expired => &["credentials", "identity"],
+        Cause::Clock => &["clock"],
+        Cause::Document => &["document"],
+        Cause::Plugin => &["plugin"],
+        Cause::TargetNotConnected | Cause::Agent => &["target", "agent"],
+        Cause::Unreachable => &["api", "data-channel"],
+        _ => &[],
     }
 }
 
@@ -223,10 +294,13 @@ mod tests {
         assert_eq!(version("systemd 249 (249.11-0ubuntu3)").verdict, Verdict::Warning);
         assert_eq!(version("").verdict, Verdict::Skipped);
         let of = |load: &str, active: &str| {
+            let (active, sub) = active.split_once('/').unwrap_or((active, "sub"));
+            let wanted = if sub == "dead" { "autossm.target" } else { "" };
             let said = format!(
-                "Result=exit-code\nNRestarts=3\nLoadState={load}\nActiveState={active}\nSubState=sub\n"
+                "Result=exit-code\nNRestarts=3\nExecMainStatus=69\nLoadState={load}\nActiveState={active}\n\
+                 SubState={sub}\nWantedBy={wanted}\n"
             );
-            state("autossm@db.service", &said)
+            state("autossm@db.service", &said, false)
         };
         for (load, active, verdict, words) in [
             ("not-found", "inactive", Verdict::Skipped, "is not installed"),
@@ -234,6 +308,8 @@ mod tests {
             ("loaded", "failed", Verdict::Failure, "failed (sub), restarted 3 times: exit-code"),
             ("loaded", "active", Verdict::Ok, "autossm@db.service: active (sub), restarted 3 times"),
             ("loaded", "inactive", Verdict::Skipped, "inactive"),
+            ("loaded", "inactive/dead", Verdict::Warning, "although autossm.target wants it"),
+            ("loaded", "activating/auto-restart", Verdict::Failure, "restarted 3 times: it ends as soon as"),
             ("loaded", "activating", Verdict::Skipped, "activating"),
         ] {
             let found = of(load, active);

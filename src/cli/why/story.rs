@@ -169,6 +169,11 @@ fn down(story: &mut Story, status: &Status, last: Option<&Incident<'_>>) {
     };
 }
 
+/// What keeps a tunnel that runs from serving, and that in a clause.
+pub fn hindrance(status: &Status) -> Option<(Cause, String)> {
+    now(status).map(|obstacle| (obstacle.cause, clause(&obstacle, false)))
+}
+
 /// What stands in the way at this moment, as the daemon has it.
 fn now(status: &Status) -> Option<Obstacle> {
     let interruption = status.sessions.iter().find(|session| session.interruption.is_some());
@@ -191,6 +196,11 @@ fn now(status: &Status) -> Option<Obstacle> {
             }
             let down = interruption?;
             obstacle(down.since, Cause::of_interruption(&down.reason), &down.reason)
+        }
+        // Others serve in its place.
+        State::Up => {
+            let failure = status.failure.as_ref()?;
+            obstacle(failure.at, Cause::of_failure(&failure.class, &failure.text), &failure.text)
         }
         _ => None,
     }
