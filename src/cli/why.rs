@@ -220,7 +220,8 @@ fn clients(story: &Story) -> Vec<String> {
     if clients.cut > 0 {
         lines.push(format!("{} open connections were cut", clients.cut));
     }
-    if lines.is_empty() && story.cause.is_some() {
+    // Those whom the destination refused were neither.
+    if lines.is_empty() && story.cause.is_some_and(|cause| cause != Cause::Destination) {
         lines.push("none waited, none was cut".to_owned());
     }
     lines

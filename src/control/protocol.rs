@@ -178,6 +178,8 @@ pub struct Status {
     pub failure: Option<Failure>,
     /// The last failure of this process, whether or not it is over.
     pub last_failure: Option<Failure>,
+    /// Attempts to have a session that failed since the last one was ready.
+    pub failed_attempts: u64,
     /// What the probe of the destination says, or real traffic.
     pub destination: Option<Destination>,
     /// What the API is called with.

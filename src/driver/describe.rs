@@ -104,6 +104,7 @@ impl Driver {
             }),
             failure: last_failure.clone().filter(|_| core.failure.is_some()),
             last_failure,
+            failed_attempts: self.failed_in_a_row,
             destination: core.degraded.as_ref().map(|degraded| Destination {
                 state: "down".to_owned(),
                 since: clock.at(degraded.since),

@@ -70,6 +70,10 @@ use snapshot::Snapshot;
 const MESSAGES: usize = 256;
 /// While no session can be had, the same failure is told this often.
 const FAILED_AGAIN: Duration = Duration::from_secs(300);
+/// So many different failures in that time: there may be several targets, and a service that wavers.
+const FAILURES: usize = 8;
+/// Sessions of which it is told in that time that they are to be replaced: more than a tunnel has.
+const REPLACED: usize = 128;
 /// While a destination takes some connections and not others, that is told this often.
 const REFUSED_AGAIN: Duration = Duration::from_secs(60);
 
@@ -133,6 +137,9 @@ pub struct Driver {
     told: Told,
     /// Attempts that failed since a session was ready.
     failed: Repeats,
+    failed_in_a_row: u64,
+    /// Attempts to replace a session. Each is told once.
+    replacing: Repeats,
     /// Connections that the agent could not make.
     refused: Repeats,
     /// The last round trip to an agent, of any session.
@@ -204,8 +211,10 @@ impl Driver {
             history,
             numbers: Numbers::default(),
             told,
-            failed: Repeats::new(FAILED_AGAIN),
-            refused: Repeats::new(REFUSED_AGAIN),
+            failed: Repeats::new(FAILED_AGAIN, FAILURES),
+            replacing: Repeats::new(FAILED_AGAIN, REPLACED),
+            failed_in_a_row: 0,
+            refused: Repeats::new(REFUSED_AGAIN, 1),
             round_trip: None,
             api: None,
             clock: Clock::new(began),

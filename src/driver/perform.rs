@@ -70,9 +70,17 @@ impl Driver {
                 }
                 let repeated = match &report {
                     Report::Failed(_, failure, _) => {
+                        self.failed_in_a_row += 1;
                         self.failed.pass(Instant::now().into_std(), &format!("{}: {failure}", failure.class))
                     }
-                    Report::Ready(..) => Some(self.failed.reset()),
+                    Report::Ready(..) => {
+                        self.failed_in_a_row = 0;
+                        self.replacing.reset();
+                        Some(self.failed.reset())
+                    }
+                    Report::FailingOver(generation, _) | Report::Replacing(generation, _) => {
+                        self.replacing.pass(Instant::now().into_std(), &generation.0.to_string())
+                    }
                     _ => Some(0),
                 };
                 let target = session.and_then(|session| session.begun.as_ref());

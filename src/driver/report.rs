@@ -11,6 +11,9 @@ use crate::tunnel::{Generation, Reason, Report};
 /// is with. `repeated`: so many attempts have failed of which no line tells; none: no line is to tell of this one either.
 pub(super) fn write(tunnel: &str, session: &str, target: &str, report: &Report, repeated: Option<u64>) {
     match report {
+        Report::FailingOver(..) | Report::Replacing(..) if repeated.is_none() => {
+            debug!(tunnel, session, "another try: {report:?}");
+        }
         Report::Ready(_, took) => {
             info!(
                 tunnel,

@@ -45,28 +45,26 @@ impl Thin {
     }
 }
 
-/// So many different lines are let through in one period.
-const KINDS: usize = 8;
-
 /// Lets a line through that is new, and one that was told already once in each period; counts the others.
 #[derive(Debug)]
 pub struct Repeats {
     every: Duration,
+    kinds: usize,
     told: Vec<(Instant, String)>,
     left_out: u64,
 }
 
 impl Repeats {
-    /// With this period.
-    pub fn new(every: Duration) -> Self {
-        Self { every, told: Vec::new(), left_out: 0 }
+    /// With this period, in which so many different lines are let through.
+    pub fn new(every: Duration, kinds: usize) -> Self {
+        Self { every, kinds, told: Vec::new(), left_out: 0 }
     }
 
     /// Whether `line` may be written at `now`: `Some` with the number of lines left out since the last one, or `None` if
-    /// it is to be left out too. Where every line is another one, no more than [`KINDS`] of them are written in a period.
+    /// it is to be left out too. Where every line is another one, `kinds` of them are written in a period.
     pub fn pass(&mut self, now: Instant, line: &str) -> Option<u64> {
         self.told.retain(|(at, _)| now.saturating_duration_since(*at) < self.every);
-        if self.told.len() == KINDS || self.told.iter().any(|(_, told)| told == line) {
+        if self.told.len() >= self.kinds || self.told.iter().any(|(_, told)| told == line) {
             self.left_out += 1;
             return None;
         }
@@ -92,7 +90,7 @@ mod tests {
 
     #[test]
     fn what_is_repeated_is_told_once_in_a_period_and_what_is_new_at_once() {
-        let mut repeats = Repeats::new(60 * WINDOW);
+        let mut repeats = Repeats::new(60 * WINDOW, 8);
         let start = Instant::now();
         let at = |second: u32| start + WINDOW * second;
         assert_eq!(repeats.pass(at(0), "refused"), Some(0));
@@ -107,7 +105,7 @@ mod tests {
         assert_eq!(repeats.reset(), 1);
         assert_eq!(repeats.pass(at(61), "refused"), Some(0), "another outage");
         let passed = (0..1000).filter(|n| repeats.pass(at(100), &format!("request {n}")).is_some());
-        assert_eq!(passed.count(), KINDS - 1);
+        assert_eq!(passed.count(), 7);
     }
 
     #[test]

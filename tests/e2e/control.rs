@@ -305,6 +305,9 @@ async fn attempts_that_fail_alike_are_one_outage_since_its_beginning() {
     daemon.event_times("failed", 5).await;
     let later = daemon.status("it waits again", |status| status["state"] == "waiting").await;
     assert_eq!(later["since"], first["since"], "{later:#}");
+    assert!(later["failed_attempts"].as_u64().unwrap() >= 5, "{later:#}");
+    let why = daemon.say(&["why", "echo"]).await;
+    assert!(why.out.contains(" attempts to have a session failed, the first at "), "{}", why.out);
     let detail = until_text(&daemon, "echo · waiting for").await;
     assert!(!detail.contains("waiting for 0s"), "{detail}");
 

@@ -313,6 +313,8 @@ async fn why_and_doctor_name_the_cause_and_no_other() {
         for (_, other) in &told {
             assert_eq!(first.contains(other.says), other.row == broken.row, "{}: {first}", broken.row);
         }
+        let tries = said.out.matches("starting a second session for new connections").count();
+        assert!(tries <= 1, "each attempt is told:\n{}", said.out);
         let line = |start: &str| said.out.lines().any(|line| line.trim_start().starts_with(start));
         assert!(line("what to do") && line("what happened"), "{}:\n{}", broken.row, said.out);
         assert_eq!((said.code, said.err.as_str()), (broken.code, ""), "{}: {first}", broken.row);

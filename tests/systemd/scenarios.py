@@ -3,6 +3,7 @@
 Prints a line for each thing that is shown, with its figures; ends with status 1 if one of them is not so.
 """
 
+import json
 import os
 import re
 import signal
@@ -151,6 +152,8 @@ class Scenarios:
         site.run("systemctl", "start", "--no-block", "autossm@spare")
         wait("a refusal", 20, lambda: self.container.show("autossm@spare", "ExecMainStatus")[0] == "69")
         self.shows(True, "a port below 1024 cannot be bound: status 69, tried again")
+        found = wait("doctor's look between two starts", 60, lambda: self.unit_found("spare", "failure"))
+        self.shows("status 69" in found["message"], f"doctor: {found['message']} → {found['remedy']}")
         self.systemctl("stop", "autossm@spare")
         man = site.run("sh", "-c", "zcat /usr/share/man/man8/autossm@.service.8.gz").stdout.split("A port below 1024\n.nf\n")[1]
         drop_in = "/etc/systemd/system/autossm@spare.service.d/port.conf"
@@ -230,6 +233,8 @@ class Scenarios:
         self.systemctl("stop", "autossm@other")
         done = ask("member", "status", "other")
         self.shows(done.returncode == 69 and "systemctl start autossm@other" in done.stderr, f"stopped: {done.stderr.strip()}")
+        found = self.unit_found("other", "warning")
+        self.shows(bool(found), f"doctor: {found and found['message']}")
         for user in ["root", "member"]:
             done = ask(user, "why", "other")
             said = done.stdout.splitlines()[:1]
@@ -501,6 +506,11 @@ class Scenarios:
     def systemctl(self, *words):
         quiet = {"is-enabled", "is-active", "reset-failed"}
         return self.site.run("systemctl", *words, check=words[0] not in quiet).stdout.strip()
+
+    def unit_found(self, name, verdict):
+        """What doctor says of a tunnel's unit, if it is of this weight."""
+        checks = json.loads(self.site.run("autossm", "doctor", name, "--json", check=False).stdout)
+        return next((found for found in checks if found["check"] == "unit" and found["verdict"] == verdict), None)
 
     def state(self, name):
         return self.container.show(f"autossm@{name}", "ActiveState")[0]

@@ -287,7 +287,7 @@ fn tell_incident(
             _ => {}
         }
     }
-    story.did = did(incident, status.now);
+    story.did = did(incident, status);
     let told: Vec<_> = events.iter().filter(|event| is_told(event)).collect();
     let (head, tail) = SHOWN;
     story.events_left_out = told.len().saturating_sub(head + tail);
@@ -329,8 +329,8 @@ fn describe(
 }
 
 /// What autossm has done, each in a few words.
-fn did(incident: &Incident<'_>, now: Timestamp) -> Vec<String> {
-    let events = incident.events;
+fn did(incident: &Incident<'_>, status: &Status) -> Vec<String> {
+    let (events, now) = (incident.events, status.now);
     let all = |word: &str| events.iter().filter(|event| event.event == word).collect::<Vec<_>>();
     let mut did = Vec::new();
     let mut resumed = all("resumed");
@@ -348,14 +348,21 @@ fn did(incident: &Incident<'_>, now: Timestamp) -> Vec<String> {
     // Of those that were the same, and of none that a line tells of.
     let untold = events.iter().filter(|event| ["failed", "ready"].contains(&event.event.as_str()));
     let untold: u64 = untold.map(|event| number(event, "repeated")).sum();
-    match (failed.as_slice(), untold) {
-        ([], _) => {}
-        ([one], 0) => did.push(format!("an attempt to have a session failed, at {}", clock(one.at, now))),
-        ([first, ..], _) => {
-            let since = clock(first.at, now);
-            let count = failed.len() as u64 + untold;
-            did.push(format!("{count} attempts to have a session failed, the first at {since}"));
-        }
+    // The latest of an outage that lasts are not told yet.
+    let lasts = incident.ended.is_none();
+    let count = (failed.len() as u64 + untold).max(if lasts { status.failed_attempts } else { 0 });
+    let last = failed.last().map(|event| event.at);
+    let last = status.failure.as_ref().filter(|_| lasts).map(|failure| failure.at).max(last);
+    // When the last of those was of which no line tells is not known afterwards.
+    let last = last.filter(|_| lasts || untold == 0).map(|at| format!(", the last at {}", clock(at, now)));
+    match failed.first() {
+        Some(first) if count > 1 => did.push(format!(
+            "{count} attempts to have a session failed, the first at {}{}",
+            clock(first.at, now),
+            last.unwrap_or_default()
+        )),
+        Some(one) => did.push(format!("an attempt to have a session failed, at {}", clock(one.at, now))),
+        None => {}
     }
     if let Some(started) = events.iter().rfind(|event| event.event == "ready") {
         let session = started.session.as_deref().unwrap_or("a session");
