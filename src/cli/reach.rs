@@ -1,15 +1,18 @@
 //! How the commands reach running tunnels.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use futures_util::future::join_all;
 
 use super::{CONFIG, EXIT_CONFIG, EXIT_NO_PERMISSION, EXIT_OS, EXIT_UNAVAILABLE};
-use crate::config::{self, Tunnel};
+use crate::config::{self, Config, Tunnel};
 use crate::control::client::{self, Error};
 use crate::control::place;
 use crate::control::protocol::{ErrorCode, State, Status};
+use crate::control::time::Timestamp;
 
 /// Where running tunnels are looked for.
 #[derive(Clone, Debug, Args)]
@@ -23,6 +26,33 @@ pub struct Reach {
     /// The configuration file, for the names of tunnels that do not run
     #[arg(short = 'c', long = "config", value_name = "FILE", env = "AUTOSSM_CONFIG", default_value = CONFIG)]
     pub config: PathBuf,
+}
+
+/// Why the configuration is not known.
+#[derive(Clone, Debug)]
+pub struct NotKnown {
+    /// What is wrong first, with its place.
+    pub text: String,
+    /// How it is with the file.
+    pub kind: NotKnownKind,
+}
+
+/// How it is with a configuration file that says nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotKnownKind {
+    /// There is none; the tunnels that run may have another one.
+    Missing,
+    /// Whoever asks may not read it.
+    NotForYou,
+    /// It has errors, and no daemon starts with it.
+    Wrong,
+}
+
+impl NotKnown {
+    /// The exit status of a command that has nothing else to show.
+    pub fn code(&self) -> u8 {
+        if self.kind == NotKnownKind::NotForYou { EXIT_NO_PERMISSION } else { EXIT_CONFIG }
+    }
 }
 
 /// What became of a request to one tunnel.
@@ -45,33 +75,60 @@ impl Reach {
 
     /// A tunnel as the file has it, where that can be read.
     pub fn tunnel(&self, name: &str) -> Option<Tunnel> {
-        self.configured().into_iter().find(|tunnel| tunnel.name == name)
+        self.configured().ok()?.tunnels.into_iter().find(|tunnel| tunnel.name == name)
     }
 
-    /// The file's tunnels. Somebody who may not read it, or finds errors in it, sees what runs all the same.
-    fn configured(&self) -> Vec<Tunnel> {
-        let tunnels = config::load(&self.config).map(|config| config.tunnels);
-        tunnels.unwrap_or_default()
+    /// The file's tunnels.
+    ///
+    /// # Errors
+    /// The file cannot be read, or has errors.
+    pub fn configured(&self) -> Result<Config, NotKnown> {
+        let problems = match config::load(&self.config) {
+            Ok(config) => return Ok(config),
+            Err(problems) => problems,
+        };
+        let kind = match File::open(&self.config).map_err(|error| error.kind()) {
+            // As the package leaves it.
+            Ok(_) if config::has_no_tunnel(&self.config) => return Ok(Config::default()),
+            Err(io::ErrorKind::NotFound) => NotKnownKind::Missing,
+            Err(io::ErrorKind::PermissionDenied) => NotKnownKind::NotForYou,
+            _ => NotKnownKind::Wrong,
+        };
+        let mut text = problems.to_string().lines().next().unwrap_or_default().to_owned();
+        if kind == NotKnownKind::Wrong {
+            text.push_str(match problems.list.len() {
+                1 => "; see: autossm check",
+                _ => "; and more: autossm check",
+            });
+            if self.config != Path::new(CONFIG) {
+                text.push_str(&format!(" --config {}", self.config.display()));
+            }
+        }
+        Err(NotKnown { text, kind })
     }
 
-    /// Every tunnel that is enabled or runs, in the order of the names, each as it is now.
+    /// Every tunnel that is enabled or runs, in the order of the names, each as it is now. Somebody who may not read the
+    /// file, or finds errors in it, sees what runs all the same.
     pub async fn every_status(&self) -> Vec<Answer<Box<Status>>> {
+        self.statuses(&self.configured().unwrap_or_default().tunnels).await
+    }
+
+    /// The same, of a configuration that is known already.
+    pub async fn statuses(&self, configured: &[Tunnel]) -> Vec<Answer<Box<Status>>> {
         let sockets = place::sockets(&self.directories());
-        let mut names: Vec<_> = sockets.keys().cloned().collect();
-        let configured = self.configured();
         let asked = sockets.values().map(|socket| client::status(socket));
-        let mut answers: Vec<Answer<Box<Status>>> = names.drain(..).zip(join_all(asked).await).collect();
+        let mut answers: Vec<Answer<Box<Status>>> =
+            sockets.keys().cloned().zip(join_all(asked).await).collect();
         for tunnel in configured {
             match answers.binary_search_by(|(name, _)| name.as_str().cmp(&tunnel.name)) {
                 Ok(at) => {
-                    if let Some((_, answer)) = answers.get_mut(at) {
-                        describe(answer, &tunnel);
+                    if let Some((_, answer @ Err(Error::NotRunning))) = answers.get_mut(at) {
+                        *answer = Ok(Box::new(without_daemon(&tunnel.name, Some(tunnel), State::Stopped)));
                     }
                 }
                 Err(at) if tunnel.enabled => {
-                    let mut answer = Err(Error::NotRunning);
-                    describe(&mut answer, &tunnel);
-                    answers.insert(at, (tunnel.name, answer));
+                    let status = without_daemon(&tunnel.name, Some(tunnel), State::Stopped);
+                    answers.insert(at, (tunnel.name.clone(), Ok(Box::new(status))));
                 }
                 Err(_) => {}
             }
@@ -81,40 +138,53 @@ impl Reach {
 
     /// What to do about an error, for the person who has asked for this tunnel; and the exit status.
     pub fn explain(&self, tunnel: &str, error: &Error) -> (String, u8) {
-        let start = format!("start it: systemctl start autossm@{tunnel}, or autossm run {tunnel}");
         match error {
-            Error::NotRunning => {
-                // Nobody is told to start what there is not.
-                let config = config::load(&self.config);
-                match config.map(|config| config.select(&[tunnel.to_owned()]).err()) {
-                    Ok(Some(unknown)) => (unknown.to_string(), EXIT_CONFIG),
-                    _ => (format!("{tunnel}: {error}; {start}"), EXIT_UNAVAILABLE),
-                }
-            }
-            Error::Dead(_) => (format!("{tunnel}: {error}; if it stays away, {start}"), EXIT_UNAVAILABLE),
+            Error::NotRunning | Error::Dead(_) => self.explain_absence(tunnel, error),
             Error::Denied(_) | Error::Refused { code: ErrorCode::Denied, .. } => {
                 (format!("{tunnel}: {error}"), EXIT_NO_PERMISSION)
             }
-            Error::Refused { .. } | Error::TimedOut => (format!("{tunnel}: {error}"), EXIT_UNAVAILABLE),
+            Error::TimedOut => {
+                let look = format!("its daemon is there, and hangs: systemctl status autossm@{tunnel}");
+                (format!("{tunnel}: {error}; {look}"), EXIT_UNAVAILABLE)
+            }
+            Error::Refused { .. } => (format!("{tunnel}: {error}"), EXIT_UNAVAILABLE),
             Error::Strange(_) | Error::Io(_) => (format!("{tunnel}: {error}"), EXIT_OS),
+        }
+    }
+
+    /// No daemon runs it. Nobody is told to start what there is not, or what cannot be started.
+    fn explain_absence(&self, tunnel: &str, error: &Error) -> (String, u8) {
+        let dead = matches!(error, Error::Dead(_));
+        let start = format!("start it: systemctl start autossm@{tunnel}, or autossm run {tunnel}");
+        let unavailable = |text: String| (format!("{tunnel}: {error}{text}"), EXIT_UNAVAILABLE);
+        match self.configured().map_err(|unknown| (unknown.kind, unknown.text)) {
+            Err((NotKnownKind::Wrong, text)) => {
+                (format!("{tunnel}: {error}; it cannot be started: {text}"), EXIT_CONFIG)
+            }
+            _ if dead => unavailable(format!("; if it stays away, {start}")),
+            Err((NotKnownKind::Missing, text)) => unavailable(format!(", and {text}; name it with --config")),
+            // Whoever may start it may well read the file.
+            Err((NotKnownKind::NotForYou, _)) => unavailable(format!("; {start}")),
+            Ok(config) => match config.select(&[tunnel.to_owned()]) {
+                Err(unknown) => (unknown.to_string(), EXIT_CONFIG),
+                Ok(_) => unavailable(format!("; {start}")),
+            },
         }
     }
 }
 
-/// A tunnel that does not run has at least what its configuration says.
-fn describe(answer: &mut Result<Box<Status>, Error>, tunnel: &Tunnel) {
-    if let Err(Error::NotRunning) = answer {
-        *answer = Ok(Box::new(Status {
-            name: tunnel.name.clone(),
-            state: State::Stopped,
-            listen: tunnel.listen.iter().map(ToString::to_string).collect(),
-            targets: vec![tunnel.target.to_string()],
-            remote_host: tunnel.remote_host.clone(),
-            remote_port: tunnel.remote_port,
-            gateway: tunnel.gateway.to_string(),
-            sessions_wanted: u64::from(tunnel.sessions),
-            ..Status::default()
-        }));
+/// What is known of a tunnel that no daemon has told of: what its configuration says, if it has one.
+pub fn without_daemon(name: &str, tunnel: Option<&Tunnel>, state: State) -> Status {
+    let status = Status { name: name.to_owned(), now: Timestamp::now(), state, ..Status::default() };
+    let Some(tunnel) = tunnel else { return status };
+    Status {
+        listen: tunnel.listen.iter().map(ToString::to_string).collect(),
+        targets: vec![tunnel.target.to_string()],
+        remote_host: tunnel.remote_host.clone(),
+        remote_port: tunnel.remote_port,
+        gateway: tunnel.gateway.to_string(),
+        sessions_wanted: u64::from(tunnel.sessions),
+        ..status
     }
 }
 

@@ -10,9 +10,9 @@ use terminal_size::{Width, terminal_size_of};
 
 use super::detail::detail;
 use super::events::is_told;
-use super::paint::{Painter, Read, print};
-use super::reach::{Reach, block_on};
-use super::table::table;
+use super::paint::{Colour, Painter, Read, print};
+use super::reach::{NotKnown, NotKnownKind, Reach, block_on};
+use super::table::{Row, table};
 use super::{EXIT_NOT_UP, EXIT_UNAVAILABLE};
 use crate::control::client::{Client, Error};
 use crate::control::protocol::{Event, Reply, Request, State, Status};
@@ -53,9 +53,9 @@ Examples:
 Exit status:
   0   every tunnel shown is up
   1   one is not, or its destination is down
-  69  one does not run
+  69  one does not run, or does not answer
   77  not permitted: ask as root, or as a member of the group autossm
-  78  there is no such tunnel";
+  78  there is no such tunnel, or the configuration is wrong";
 
 /// Shows it.
 ///
@@ -64,86 +64,122 @@ Exit status:
 pub fn run(args: &StatusArgs) -> io::Result<ExitCode> {
     block_on(async {
         loop {
-            let (text, code) = match &args.tunnel {
+            let seen = match &args.tunnel {
                 Some(tunnel) => one(args, tunnel).await?,
                 None => all(args).await?,
             };
-            if !args.watch {
-                print(&text)?;
-                return Ok(ExitCode::from(code));
+            // From the top left, and what was below it goes: what is said beside it has to stand there too.
+            let on_screen = args.watch && !args.json && width().is_some();
+            let text = if on_screen { format!("\x1b[H\x1b[2J{}", seen.drawn()) } else { seen.text };
+            if !on_screen {
+                seen.errors.iter().for_each(|error| eprintln!("autossm: {error}"));
             }
-            // From the top left, and what was below it goes.
-            let screen = if args.json || width().is_none() { "" } else { "\x1b[H\x1b[2J" };
-            if print(&format!("{screen}{text}"))? == Read::Enough {
-                return Ok(ExitCode::from(code));
+            if print(&text)? == Read::Enough || !args.watch {
+                return Ok(ExitCode::from(seen.code));
             }
             tokio::time::sleep(WATCH).await;
         }
     })?
 }
 
-async fn all(args: &StatusArgs) -> io::Result<(String, u8)> {
-    let answers = args.reach.every_status().await;
-    let mut code = 0;
-    let mut statuses = Vec::new();
-    for (name, answer) in answers {
-        let status = match answer {
-            Ok(status) => *status,
+/// What one look has shown.
+struct Seen {
+    /// For standard output.
+    text: String,
+    /// For standard error.
+    errors: Vec<String>,
+    code: u8,
+}
+
+impl Seen {
+    /// All of it, for a screen that shows nothing else.
+    fn drawn(&self) -> String {
+        let painter = Painter::stdout();
+        let errors = self.errors.iter().map(|error| painter.paint(error, Colour::Red) + "\n");
+        self.text.clone() + &errors.collect::<String>()
+    }
+}
+
+async fn all(args: &StatusArgs) -> io::Result<Seen> {
+    let configured = args.reach.configured();
+    let tunnels = configured.as_ref().map(|config| config.tunnels.as_slice()).unwrap_or_default();
+    let (mut errors, mut code) = (Vec::new(), 0);
+    let mut rows = Vec::new();
+    for (name, answer) in args.reach.statuses(tunnels).await {
+        let row = match answer {
+            Ok(status) => Row { status: *status, error: None },
             Err(error) => {
                 let (text, failed) = args.reach.explain(&name, &error);
-                eprintln!("autossm: {text}");
                 code = code.max(failed);
-                unreachable(name, &error)
+                if args.json {
+                    errors.push(text.clone());
+                }
+                let tunnel = tunnels.iter().find(|tunnel| tunnel.name == name);
+                Row::unreachable(&name, tunnel, &error, &text)
             }
         };
-        code = code.max(exit(&status));
-        statuses.push(status);
+        code = code.max(exit(&row.status));
+        rows.push(row);
+    }
+    match configured.as_ref().err() {
+        Some(unknown) if rows.is_empty() => {
+            errors.push(format!("no tunnel runs; {}", unknown.text));
+            code = unknown.code();
+        }
+        // What runs may well have another file.
+        Some(NotKnown { kind: NotKnownKind::Missing, .. }) | None => {}
+        Some(NotKnown { kind: NotKnownKind::NotForYou, text }) => {
+            errors.push(format!("tunnels that do not run are not shown: {text}"));
+        }
+        Some(unknown @ NotKnown { kind: NotKnownKind::Wrong, text }) => {
+            errors.push(format!("tunnels that do not run are not shown, and none can be started: {text}"));
+            code = code.max(unknown.code());
+        }
     }
     let text = if args.json {
-        json(&statuses, args.watch)?
-    } else if statuses.is_empty() {
-        format!("no tunnel runs, and {} has none\n", args.reach.config.display())
+        json(&rows.iter().map(Row::json).collect::<Result<Vec<_>, _>>()?, args.watch)?
+    } else if !rows.is_empty() {
+        table(&rows, Painter::stdout(), width())
+    } else if configured.is_ok() {
+        format!("no tunnel runs, and {} has none that is enabled\n", args.reach.config.display())
     } else {
-        table(&statuses, Painter::stdout(), width())
+        String::new()
     };
-    Ok((text, code))
+    Ok(Seen { text, errors, code })
 }
 
-/// One tunnel and its last events.
-#[derive(Serialize)]
-struct One {
-    #[serde(flatten)]
-    status: Box<Status>,
-    events: Vec<Event>,
-}
-
-async fn one(args: &StatusArgs, tunnel: &str) -> io::Result<(String, u8)> {
+async fn one(args: &StatusArgs, tunnel: &str) -> io::Result<Seen> {
     let socket = args.reach.socket(tunnel);
-    let asked: Result<One, Error> = async {
+    let asked: Result<_, Error> = async {
         let mut client = Client::connect(&socket).await?;
         let status = client.status().await?;
         let events = events(&mut client).await?;
-        Ok(One { status, events })
+        Ok((status, events))
     }
     .await;
-    match asked {
-        Ok(one) if args.json => {
-            let code = exit(&one.status);
-            Ok((json(&one, args.watch)?, code))
+    let (row, events, errors, code) = match asked {
+        Ok((status, events)) => {
+            let code = exit(&status);
+            (Row { status: *status, error: None }, events, Vec::new(), code)
         }
-        Ok(one) => Ok((detail(&one.status, &one.events, Painter::stdout()), exit(&one.status))),
         Err(error) => {
             let (text, code) = args.reach.explain(tunnel, &error);
-            eprintln!("autossm: {text}");
-            let status = Box::new(unreachable(tunnel.to_owned(), &error));
-            let text = if args.json {
-                json(&One { status, events: Vec::new() }, args.watch)?
-            } else {
-                String::new()
-            };
-            Ok((text, code))
+            let row = Row::unreachable(tunnel, args.reach.tunnel(tunnel).as_ref(), &error, &text);
+            (row, Vec::new(), vec![text], code)
         }
-    }
+    };
+    let text = if args.json {
+        let mut one = row.json()?;
+        if let Some(one) = one.as_object_mut() {
+            one.insert("events".to_owned(), serde_json::to_value(&events)?);
+        }
+        json(&one, args.watch)?
+    } else if row.error.is_none() {
+        detail(&row.status, &events, Painter::stdout())
+    } else {
+        String::new()
+    };
+    Ok(Seen { text, errors, code })
 }
 
 async fn events(client: &mut Client) -> Result<Vec<Event>, Error> {
@@ -156,13 +192,6 @@ async fn events(client: &mut Client) -> Result<Vec<Event>, Error> {
             _ => {}
         }
     }
-}
-
-/// What is known of a tunnel that does not answer.
-fn unreachable(name: String, error: &Error) -> Status {
-    let running = !matches!(error, Error::NotRunning | Error::Dead(_));
-    let state = if running { State::Unknown } else { State::Stopped };
-    Status { name, state, ..Status::default() }
 }
 
 fn exit(status: &Status) -> u8 {

@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::paint::{Colour, Painter, age, bytes, wait};
+use super::reach::without_daemon;
+use crate::config::Tunnel;
+use crate::control::client::Error;
 use crate::control::protocol::{Phase, State, Status, Step};
 
 /// A column's heading, and how early it goes where the terminal is too narrow: those with 0 stay.
@@ -29,9 +34,49 @@ const GAP: usize = 2;
 /// Where there is nothing to say.
 const NOTHING: &str = "–";
 
+/// One tunnel.
+pub struct Row {
+    /// As the daemon has told it, else what is known without it.
+    pub status: Status,
+    /// Why nothing could be learnt from the daemon.
+    pub error: Option<String>,
+}
+
+impl Row {
+    /// One whose daemon does not tell; `text` says why, and what to do.
+    pub fn unreachable(name: &str, tunnel: Option<&Tunnel>, error: &Error, text: &str) -> Self {
+        let stopped = matches!(error, Error::NotRunning | Error::Dead(_));
+        let state = if stopped { State::Stopped } else { State::Unknown };
+        let text = text.strip_prefix(name).and_then(|text| text.strip_prefix(": ")).unwrap_or(text);
+        Self { status: without_daemon(name, tunnel, state), error: Some(text.to_owned()) }
+    }
+
+    /// Without the fields that only a daemon can fill, where none has.
+    ///
+    /// # Errors
+    /// None that could happen.
+    pub fn json(&self) -> serde_json::Result<Value> {
+        let mut value = serde_json::to_value(&self.status)?;
+        if let Some(fields) = value.as_object_mut()
+            && !is_told(&self.status)
+        {
+            fields.remove("since");
+            fields.remove("daemon");
+            if let Some(error) = &self.error {
+                fields.insert("error".to_owned(), Value::from(error.as_str()));
+            }
+        }
+        Ok(value)
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.error.clone().or_else(|| trouble(&self.status))
+    }
+}
+
 /// Every tunnel a row, and below them what is wrong. `width`: of the terminal, if it is one.
-pub fn table(statuses: &[Status], painter: Painter, width: Option<usize>) -> String {
-    let rows: Vec<[String; 16]> = statuses.iter().map(row).collect();
+pub fn table(tunnels: &[Row], painter: Painter, width: Option<usize>) -> String {
+    let rows: Vec<[String; 16]> = tunnels.iter().map(|tunnel| row(&tunnel.status)).collect();
     let widths: [usize; 16] = std::array::from_fn(|column| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain(COLUMNS.get(column).map(|(heading, _)| heading.len())).max().unwrap_or(0)
@@ -50,7 +95,7 @@ pub fn table(statuses: &[Status], painter: Painter, width: Option<usize>) -> Str
     };
     let heading = |column: usize| COLUMNS.get(column).map_or("", |(heading, _)| heading);
     line(&|column| (heading(column).to_owned(), Colour::Dim));
-    for (row, status) in rows.iter().zip(statuses) {
+    for (row, Row { status, .. }) in rows.iter().zip(tunnels) {
         line(&|column| {
             let colour = match (column, status.connections.failed) {
                 (0, _) => Colour::Bold,
@@ -61,8 +106,9 @@ pub fn table(statuses: &[Status], painter: Painter, width: Option<usize>) -> Str
             (row.get(column).cloned().unwrap_or_default(), colour)
         });
     }
-    for status in statuses {
-        if let Some(trouble) = trouble(status) {
+    for row in tunnels {
+        let status = &row.status;
+        if let Some(trouble) = row.trouble() {
             let name = painter.paint(&status.name, Colour::Bold);
             let trouble = painter.paint(&trouble, Colour::of_state(status.state));
             text.push_str(&format!("{name}: {trouble}\n"));
@@ -90,10 +136,11 @@ fn shown(widths: &[usize; 16], width: Option<usize>) -> Vec<usize> {
 }
 
 fn row(status: &Status) -> [String; 16] {
-    if !is_running(status) {
+    if !is_told(status) {
+        let state = if status.state == State::Stopped { "not running" } else { status.state.word() };
         return std::array::from_fn(|column| match column {
             0 => status.name.clone(),
-            1 => "not running".to_owned(),
+            1 => state.to_owned(),
             3 => status.listen.join(" "),
             4 => status.targets.join(" "),
             _ => NOTHING.to_owned(),
@@ -124,8 +171,8 @@ fn row(status: &Status) -> [String; 16] {
     ]
 }
 
-/// A tunnel that nobody runs is described without a process.
-fn is_running(status: &Status) -> bool {
+/// What no daemon has told is described without a process: nobody runs the tunnel, or nobody could be asked.
+fn is_told(status: &Status) -> bool {
     status.daemon.pid != 0
 }
 
@@ -146,7 +193,7 @@ pub fn trouble(status: &Status) -> Option<String> {
     let reason = status.failure.as_ref().map(|failure| failure.text.clone());
     let interrupted = status.sessions.iter().find_map(|session| session.interruption.as_ref());
     match status.state {
-        State::Stopped if !is_running(status) => {
+        State::Stopped if !is_told(status) => {
             Some(format!("start it: systemctl start autossm@{}", status.name))
         }
         State::Up | State::Unknown | State::Stopped => None,
@@ -228,7 +275,8 @@ mod tests {
             reason: Some("target not connected: i-0 is not connected".to_owned()),
         });
         let not = Status { daemon: Daemon::default(), ..status("spare", State::Stopped) };
-        let text = table(&[up, waiting, not], Painter::plain(), None);
+        let rows = [up, waiting, not].map(|status| Row { status, error: None });
+        let text = table(&rows, Painter::plain(), None);
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[0].starts_with("TUNNEL") && lines[0].ends_with("CREDENTIALS"), "{text}");
         assert!(lines[1].starts_with("billing-db  up           3h12m  127.0.0.1:15432"), "{text}");
@@ -240,7 +288,7 @@ mod tests {
 
     #[test]
     fn a_narrow_terminal_loses_what_matters_least() {
-        let statuses = [status("db", State::Up)];
+        let statuses = [Row { status: status("db", State::Up), error: None }];
         for width in [40, 60, 80, 100, 140] {
             let text = table(&statuses, Painter::plain(), Some(width));
             assert!(text.lines().all(|line| line.chars().count() <= width), "{width}: {text}");

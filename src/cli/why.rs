@@ -13,11 +13,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::EXIT_NOT_UP;
 use super::events::line;
 use super::paint::{Colour, Painter, print, took};
 use super::reach::{Reach, block_on};
 use super::run::state_directories;
-use super::{EXIT_NOT_UP, EXIT_UNAVAILABLE};
 use crate::control::client::{Client, Error};
 use crate::control::place;
 use crate::control::protocol::history::STATE;
@@ -89,7 +89,7 @@ async fn why(args: &WhyArgs) -> io::Result<ExitCode> {
         Err(error) => {
             let (text, code) = args.reach.explain(&args.tunnel, &error);
             let recorded = match error {
-                Error::NotRunning | Error::Dead(_) if code == EXIT_UNAVAILABLE => recorded(args),
+                Error::NotRunning | Error::Dead(_) => recorded(args),
                 _ => None,
             };
             eprintln!("autossm: {text}");

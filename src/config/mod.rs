@@ -39,9 +39,9 @@ pub use reference::{hook_reference, manual, probe_reference, reference};
 pub use select::UnknownTunnel;
 
 /// The whole file, tunnels in its order, disabled ones included.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
-    /// At least one; names and listen addresses are unique.
+    /// At least one in a file that is right; names and listen addresses are unique.
     pub tunnels: Vec<Tunnel>,
     /// Commands that are run when something happens; names are unique.
     pub hooks: Vec<Hook>,

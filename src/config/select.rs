@@ -22,7 +22,10 @@ impl Config {
     pub fn select(&self, names: &[String]) -> Result<Vec<&Tunnel>, UnknownTunnel> {
         let known = || self.tunnels.iter().map(|tunnel| tunnel.name.as_str());
         if let Some(name) = names.iter().find(|name| !known().any(|other| other == name.as_str())) {
-            let all = format!("there are: {}", known().collect::<Vec<_>>().join(", "));
+            let all = match self.tunnels.as_slice() {
+                [] => "the file has none yet".to_owned(),
+                _ => format!("there are: {}", known().collect::<Vec<_>>().join(", ")),
+            };
             let help = match nearest(name, known()) {
                 Some(other) => format!("did you mean {}? {all}", quoted(other)),
                 None => all,

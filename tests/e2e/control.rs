@@ -25,12 +25,19 @@ pub struct Said {
 }
 
 impl Said {
+    /// Runs a command to its end.
+    pub async fn of(mut command: Command) -> Self {
+        let output = tokio::time::timeout(PATIENCE, command.output()).await.unwrap().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Self { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
+    }
+
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {} {}", self.out, self.err))
     }
 }
 
-fn command(folder: &Path, arguments: &[&str]) -> Command {
+pub fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(PROGRAM);
     command.args(arguments).arg("--runtime-dir").arg(folder.join("run"));
     command.arg("--config").arg(folder.join("config.toml")).env_clear().kill_on_drop(true);
@@ -38,9 +45,7 @@ fn command(folder: &Path, arguments: &[&str]) -> Command {
 }
 
 pub async fn say(folder: &Path, arguments: &[&str]) -> Said {
-    let output = tokio::time::timeout(PATIENCE, command(folder, arguments).output()).await.unwrap().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Said { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
+    Said::of(command(folder, arguments)).await
 }
 
 impl Daemon {
