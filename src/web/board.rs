@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::{Instant, timeout_at};
 
-use super::timeline::{self, Present, Timeline};
+use super::timeline::{Past, Present, Timeline};
 use crate::control::protocol::{Event, Metrics, State, Status, history};
 use crate::control::time::Timestamp;
 
@@ -69,6 +69,8 @@ struct Tunnel {
     /// It was to run, and is not any more.
     dropped: bool,
     events: VecDeque<Arc<Event>>,
+    /// What is drawn of them, and of those before.
+    past: Past,
     samples: Samples,
     /// Bytes carried by the time of the last sample, and when that was.
     carried: Option<(Instant, u64)>,
@@ -183,7 +185,7 @@ impl Tunnel {
             (_, Some(status)) => Some(Present { state: Some(status.state), since: status.since }),
             (_, None) => None,
         };
-        timeline::draw(self.events.iter().map(Arc::as_ref), present.as_ref(), now)
+        self.past.draw(present.as_ref(), now)
     }
 }
 
@@ -293,6 +295,7 @@ impl Board {
         if latest.any(|known| *known == event) {
             return;
         }
+        tunnel.past.take(&event);
         tunnel.events.push_back(event.clone());
         let many = tunnel.events.len().saturating_sub(most);
         tunnel.events.drain(..many);
@@ -528,6 +531,7 @@ pub fn message(kind: &str, data: &impl Serialize) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::web::timeline::Kind;
 
     fn event(seq: u64, at: u64) -> Event {
         Event { seq, at: Timestamp::from_millis(at), ..Event::default() }
@@ -569,6 +573,37 @@ mod tests {
         board.refresh(began + patience).await;
         assert!(began.elapsed() < patience);
         assert!(board.one("hangs").is_some_and(|known| known.lost.is_some()));
+    }
+
+    /// The timeline is drawn from more than the events that there is room for.
+    #[test]
+    fn a_long_day_of_many_tunnels_is_shown_from_its_beginning() {
+        let board = Board::default();
+        let now = Timestamp::now();
+        let ago = |seconds: u64| now.before(Duration::from_secs(seconds));
+        let turned = |at, was: &str, state: &str| {
+            let fields = [("state".to_owned(), state.into()), ("was".to_owned(), was.into())].into();
+            Event { at, event: history::STATE.into(), fields, duration_ms: Some(1000), ..Event::default() }
+        };
+        for name in 0..500 {
+            board.event(&format!("other-{name}"), event(1, now.millis()));
+        }
+        board.event("db", turned(ago(80_000), "up", "waiting"));
+        board.event("db", turned(ago(76_000), "waiting", "up"));
+        // Five sessions, each closed every hour; and attempts that failed.
+        for n in 0..3000 {
+            let word = ["interrupted", "resumed", "failed"][n as usize % 3];
+            board.event("db", Event { event: word.into(), ..event(n, ago(70_000 - 20 * n).millis()) });
+        }
+        board.status("db", Status { state: State::Up, since: ago(76_000), ..Status::default() }, 0);
+        assert_eq!(board.events(Some("db"), usize::MAX).len(), DAY);
+        let drawn = board.inner().tunnels["db"].timeline(now);
+        let told: Vec<_> = drawn.spans.iter().map(|span| (span.kind, now.since(span.at).as_secs())).collect();
+        assert_eq!(
+            told,
+            [(Kind::Unknown, 86_400), (Kind::Up, 80_001), (Kind::Down, 80_000), (Kind::Up, 76_000)]
+        );
+        assert!(drawn.marks.len() > 300, "{}", drawn.marks.len());
     }
 
     #[test]

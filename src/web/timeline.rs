@@ -1,5 +1,5 @@
 //! The last 24 hours of a tunnel, drawn from its recorded events: spans of one state, and marks for what happened at a
-//! moment. Pure: the moment is an argument.
+//! moment. Pure: the moment is an argument. What is drawn of an event stays when the event itself is no longer kept.
 //!
 //! `starting` and `waiting` take turns while no session can be had. For those who look at it that is one outage: what
 //! has once been down is down until it is up again.
@@ -17,10 +17,10 @@ pub const LENGTH: Duration = Duration::from_secs(24 * 3600);
 /// What `failover_after` is, where nobody has changed it: until then nothing is done but to resume.
 const CALM: Duration = Duration::from_secs(5);
 /// More than these cannot be told from one another on a screen, and a tunnel that flaps has thousands: spans that are
-/// shorter than [`GRAIN`] are put together then, and only the latest marks are kept.
+/// shorter than [`GRAIN`] are put together then, and only the latest marks are kept. A day of 16 sessions has 384 marks.
 const MOST: usize = 400;
-/// A 480th of the whole.
-const GRAIN: Duration = Duration::from_secs(180);
+/// A 288th of the whole.
+const GRAIN: Duration = Duration::from_secs(300);
 
 /// What clients met. The later ones are the worse ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -115,22 +115,6 @@ pub struct Present {
     pub since: Timestamp,
 }
 
-/// Draws the 24 hours up to `now` from the events in their order.
-pub fn draw<'a>(
-    events: impl IntoIterator<Item = &'a Event>,
-    present: Option<&Present>,
-    now: Timestamp,
-) -> Timeline {
-    let mut drawing = Drawing::new(now.before(LENGTH));
-    for event in events {
-        drawing.take(event);
-    }
-    if let Some(present) = present {
-        drawing.end_with(present);
-    }
-    Timeline { spans: fewer(calmed(drawing.spans)), marks: latest(drawing.marks) }
-}
-
 /// Interruptions that were over within [`CALM`] are told by their marks alone: the service does it every hour, and nobody
 /// is to take that for an outage.
 fn calmed(spans: Vec<Span>) -> Vec<Span> {
@@ -153,8 +137,9 @@ fn calmed(spans: Vec<Span>) -> Vec<Span> {
     calm
 }
 
-struct Drawing {
-    from: Timestamp,
+/// What has been drawn of a tunnel: takes its events one by one, in their order, and stays small.
+#[derive(Clone, Debug)]
+pub struct Past {
     spans: Vec<Span>,
     marks: Vec<Mark>,
     /// Why each session's data channel was closed, until it is open again.
@@ -163,10 +148,43 @@ struct Drawing {
     stopped: bool,
 }
 
-impl Drawing {
-    fn new(from: Timestamp) -> Self {
-        let unknown = Span { at: from, kind: Kind::Unknown, text: String::new() };
-        Self { from, spans: vec![unknown], marks: Vec::new(), closed: HashMap::new(), stopped: true }
+impl Default for Past {
+    fn default() -> Self {
+        let unknown = Span { at: Timestamp::default(), kind: Kind::Unknown, text: String::new() };
+        Self { spans: vec![unknown], marks: Vec::new(), closed: HashMap::new(), stopped: true }
+    }
+}
+
+impl Past {
+    /// The 24 hours up to `now`.
+    pub fn draw(&self, present: Option<&Present>, now: Timestamp) -> Timeline {
+        let from = now.before(LENGTH);
+        let mut past = self.clone();
+        if let Some(present) = present {
+            past.end_with(present, from);
+        }
+        let mut spans = since(past.spans, from);
+        if let Some(first) = spans.first_mut() {
+            first.at = from;
+        }
+        let mut marks = past.marks;
+        marks.retain(|mark| mark.at.after(Duration::from_millis(mark.lasted_ms)) >= from);
+        Timeline { spans: fewer(calmed(spans)), marks: latest(marks) }
+    }
+
+    /// Keeps what can be told apart.
+    fn shrink(&mut self) {
+        if self.spans.len() > 2 * MOST {
+            let now = self.spans.last().map_or_else(Timestamp::default, |last| last.at);
+            self.spans = fewer(calmed(since(std::mem::take(&mut self.spans), now.before(LENGTH))));
+        }
+        if self.marks.len() > 2 * MOST {
+            self.marks = latest(std::mem::take(&mut self.marks));
+        }
+        if self.closed.len() > MOST {
+            // Of sessions that were lost before they were resumed.
+            self.closed.clear();
+        }
     }
 
     fn kind(&self) -> Kind {
@@ -192,7 +210,6 @@ impl Drawing {
     }
 
     fn span(&mut self, at: Timestamp, kind: Kind, text: &str) {
-        let at = at.max(self.from);
         let Some(last) = self.spans.last_mut() else { return };
         if last.kind == kind {
             if last.text.is_empty() {
@@ -208,12 +225,11 @@ impl Drawing {
 
     fn mark(&mut self, event: &Event, lasted_ms: u64, sort: Sort, text: String) {
         let at = event.at.before(Duration::from_millis(lasted_ms));
-        if event.at >= self.from {
-            self.marks.push(Mark { at, lasted_ms, sort, text });
-        }
+        self.marks.push(Mark { at, lasted_ms, sort, text });
     }
 
-    fn take(&mut self, event: &Event) {
+    /// Draws what an event tells.
+    pub fn take(&mut self, event: &Event) {
         let word = |name: &str| event.fields.get(name).and_then(|value| value.as_str());
         let duration = event.duration_ms.unwrap_or_default();
         let reason = event.reason.as_deref().unwrap_or_default();
@@ -265,12 +281,13 @@ impl Drawing {
             "lost" | "held_timed_out" | "stuck" => self.mark(event, 0, Sort::Lost, event.message.clone()),
             _ => {}
         }
+        self.shrink();
     }
 
-    fn end_with(&mut self, present: &Present) {
+    fn end_with(&mut self, present: &Present, from: Timestamp) {
         match present.state {
             None => self.span(present.since, Kind::Down, "the daemon does not answer"),
-            Some(state) if self.spans.last().is_none_or(|last| last.at <= present.since.max(self.from)) => {
+            Some(state) if self.spans.last().is_none_or(|last| last.at <= present.since.max(from)) => {
                 self.state(present.since, state, "");
             }
             // Already told by an event.
@@ -292,23 +309,35 @@ fn span(millis: u64) -> String {
     }
 }
 
-/// No more than [`MOST`]: those that begin within the same [`GRAIN`] become one, of the worst kind among them.
+/// Without what was over before `from`.
+fn since(mut spans: Vec<Span>, from: Timestamp) -> Vec<Span> {
+    let over = spans.iter().skip(1).take_while(|next| next.at <= from).count();
+    spans.drain(..over);
+    spans
+}
+
+/// If there are more than [`MOST`]: of those that begin within the same [`GRAIN`] only the worst, and the last one, because
+/// it may go on for hours.
 fn fewer(spans: Vec<Span>) -> Vec<Span> {
     if spans.len() <= MOST {
         return spans;
     }
     let grain = u64::try_from(GRAIN.as_millis()).unwrap_or(1);
     let mut few: Vec<Span> = Vec::new();
-    for span in spans {
-        match few.last_mut() {
-            Some(last) if last.at.millis() / grain == span.at.millis() / grain => {
-                if span.kind > last.kind {
-                    *last = Span { at: last.at, ..span };
-                }
-            }
-            Some(last) if last.kind == span.kind => {}
-            _ => few.push(span),
+    let mut push = |span: Span| {
+        if few.last().is_none_or(|last| last.kind != span.kind) {
+            few.push(span);
         }
+    };
+    for group in spans.chunk_by(|one, next| one.at.millis() / grain == next.at.millis() / grain) {
+        let [first, .., last] = group else {
+            group.iter().cloned().for_each(&mut push);
+            continue;
+        };
+        if let Some(worst) = group.iter().max_by_key(|span| span.kind) {
+            push(Span { at: first.at, ..worst.clone() });
+        }
+        push(last.clone());
     }
     few
 }
@@ -324,6 +353,16 @@ fn latest(mut marks: Vec<Mark>) -> Vec<Mark> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    fn draw<'a>(
+        events: impl IntoIterator<Item = &'a Event>,
+        present: Option<&Present>,
+        now: Timestamp,
+    ) -> Timeline {
+        let mut past = Past::default();
+        events.into_iter().for_each(|event| past.take(event));
+        past.draw(present, now)
+    }
 
     const HOUR: u64 = 3_600_000;
     /// Some afternoon.
@@ -465,10 +504,28 @@ mod tests {
             events.push(turned(then.after(Duration::from_secs(2)), "waiting", "up", 2000));
             events.push(event(then, "lost"));
         }
+        // Then it was well.
         let drawn = draw(&events, None, now());
-        assert!(drawn.spans.len() <= 500 && drawn.marks.len() <= MOST, "{}", drawn.spans.len());
-        assert!(drawn.spans.iter().any(|span| span.kind == Kind::Down));
+        assert!(drawn.spans.len() <= 2 * 290 && drawn.marks.len() <= MOST, "{}", drawn.spans.len());
+        let down = drawn.spans.iter().filter(|span| span.kind == Kind::Down);
+        assert!(down.count() > 250);
         assert!(drawn.marks.last().unwrap().at > at(1));
+        let last = drawn.spans.last().unwrap();
+        assert_eq!((last.kind, last.at), (Kind::Up, events[events.len() - 2].at), "not its worst until now");
+    }
+
+    #[test]
+    fn what_has_been_drawn_stays_small_for_ever() {
+        let mut past = Past::default();
+        for n in 0..200_000 {
+            let then = at(9000).after(Duration::from_secs(120 * n));
+            past.take(&turned(then, "up", "waiting", 2000));
+            past.take(&turned(then.after(Duration::from_secs(60)), "waiting", "up", 2000));
+            past.take(&event(then, "lost"));
+            past.take(&Event { session: Some(format!("s-{n}")), ..event(then, "interrupted") });
+        }
+        assert!(past.spans.len() <= 2 * MOST && past.marks.len() <= 2 * MOST && past.closed.len() <= MOST);
+        assert!(past.spans.iter().any(|span| span.kind == Kind::Down));
     }
 
     #[test]
