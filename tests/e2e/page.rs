@@ -102,6 +102,25 @@ async fn what_happens_to_a_tunnel_is_seen_within_two_seconds() {
         .until("document.querySelector('#t-echo .why').innerText.includes('The target is not connected')")
         .await;
     browser.until("/Next try|Trying/.test(document.querySelector('#t-echo .why').innerText)").await;
+    // However often a session is tried: it is down since it was lost, and nothing jumps.
+    let since = web.get("/readyz/echo").await.json()["since"].clone();
+    let watched = browser.value(
+        r"new Promise((done) => {
+            const seen = [];
+            const began = performance.now();
+            const look = setInterval(() => {
+                const row = document.querySelector('#t-echo');
+                seen.push([row.querySelector('.state small').innerText, row.querySelector('.state b').innerText]);
+                if (performance.now() - began > 6000) { clearInterval(look); done(seen); }
+            }, 50);
+        })",
+    );
+    let watched = watched.await;
+    let seen: Vec<_> = watched.as_array().unwrap().iter().collect();
+    let age = |one: &Value| -> u64 { one[0].as_str().unwrap().trim_end_matches(" s").parse().unwrap() };
+    assert!(seen.iter().all(|one| one[1] == "down"), "{seen:?}");
+    assert!(seen.is_sorted_by_key(|one| age(one)) && age(seen[seen.len() - 1]) >= 6, "{seen:?}");
+    assert_eq!(web.get("/readyz/echo").await.json()["since"], since);
 
     // Its details: sessions and events, and they go on by themselves.
     browser.press("Enter").await;
@@ -520,7 +539,7 @@ async fn five_hundred_tunnels_stay_smooth() {
     browser.until("document.querySelector('.row').dataset.name === 'tunnel-321'").await;
     // Without an event of the daemon's, which comes at once: this is the longest that it takes.
     println!("one of {TUNNELS} is down: seen after {:?}", began.elapsed());
-    assert!(began.elapsed() < 2 * SOON, "{:?}", began.elapsed());
+    assert!(began.elapsed() <= SOON, "{:?}", began.elapsed());
     browser.until("document.querySelector('#headline').innerText === 'tunnel-321 is down'").await;
     assert_eq!(browser.complaints, [] as [String; 0]);
 }

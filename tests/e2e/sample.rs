@@ -188,7 +188,7 @@ pub fn up(name: &str, number: usize) -> Status {
     }
 }
 
-/// One that has no session, for so many seconds.
+/// One that has had no session for so many seconds, and waits for its next attempt.
 pub fn down(name: &str, number: usize, seconds: u64) -> Status {
     let text = "TargetNotConnected: mi-0123456789abcdef0 is not connected";
     let failure = Failure { at: ago(2), class: "target_not_connected".into(), text: text.into() };
@@ -199,9 +199,10 @@ pub fn down(name: &str, number: usize, seconds: u64) -> Status {
         next: Some(Next {
             at: Timestamp::now().after(Duration::from_secs(28)),
             what: Step::Start,
-            reason: None,
+            reason: Some(format!("target not connected: {text}")),
         }),
-        failure: Some(failure),
+        failure: Some(failure.clone()),
+        last_failure: Some(failure),
         connections: Connections { held: 3, served: 977, ..Connections::default() },
         ..up(name, number)
     }
