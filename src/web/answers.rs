@@ -24,6 +24,10 @@ pub type Answer = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Tunnels that have not answered by then are told as they were, or as unreachable.
 const REFRESH: Duration = Duration::from_millis(1500);
+/// A load balancer is answered by then: many do not wait for more than a second.
+const REFRESH_ONE: Duration = Duration::from_millis(800);
+/// What a tunnel has said so short a time ago is good enough for a load balancer: it comes again.
+const FRESH: Duration = Duration::from_millis(500);
 /// Events in an answer, unless more or fewer are asked for.
 const LAST: usize = 100;
 
@@ -129,8 +133,9 @@ impl Site {
     }
 
     async fn tunnel_ready(&self, name: &str) -> Response<Answer> {
-        self.board.refresh(Instant::now() + REFRESH).await;
-        let Some(Known { status, lost }) = self.board.one(name) else {
+        let now = Instant::now();
+        let since = now.checked_sub(FRESH).unwrap_or(now);
+        let Some(Known { status, lost }) = self.board.refreshed(name, since, now + REFRESH_ONE).await else {
             let reason = format!("there is no tunnel of this name in {}", self.about.runtime_dir);
             return json(StatusCode::NOT_FOUND, &json!({ "name": name, "ready": false, "reason": reason }));
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{Notify, broadcast};
 use tokio::time::{Instant, timeout_at};
 
 use super::timeline::{Past, Present, Timeline};
@@ -39,9 +39,7 @@ pub struct Board {
     live: broadcast::Sender<Bytes>,
     /// Events as they arrive.
     happened: broadcast::Sender<Arrived>,
-    /// Raised when every tunnel is to be asked now.
-    wanted: watch::Sender<u64>,
-    /// A tunnel was asked.
+    /// A tunnel has answered, or has not.
     answered: Notify,
     /// Something is to be published.
     dirty: Notify,
@@ -74,8 +72,10 @@ struct Tunnel {
     samples: Samples,
     /// Bytes carried by the time of the last sample, and when that was.
     carried: Option<(Instant, u64)>,
-    /// The last round of [`Board::wanted`] that it was asked in.
-    round: u64,
+    /// When the question was put that it has answered last.
+    asked: Option<Instant>,
+    /// It is to be asked now.
+    ask: Arc<Notify>,
     status_changed: bool,
     timeline_changed: bool,
 }
@@ -195,7 +195,6 @@ impl Default for Board {
             inner: Mutex::default(),
             live: broadcast::channel(BEHIND).0,
             happened: broadcast::channel(4 * EVENTS).0,
-            wanted: watch::channel(0).0,
             answered: Notify::new(),
             dirty: Notify::new(),
             viewers: AtomicUsize::new(0),
@@ -217,11 +216,11 @@ impl Board {
         inner.trouble = trouble;
     }
 
-    /// A tunnel has answered.
-    pub fn status(&self, name: &str, mut status: Status, round: u64) {
+    /// A tunnel has answered what was `asked` then.
+    pub fn status(&self, name: &str, mut status: Status, asked: Instant) {
         let mut inner = self.inner();
         let tunnel = inner.tunnels.entry(name.to_owned()).or_default();
-        tunnel.round = tunnel.round.max(round);
+        tunnel.asked = Some(asked);
         let state = |status: &Status| (status.state, status.since);
         let turned = tunnel.lost.is_some() || tunnel.status.as_deref().map(state) != Some(state(&status));
         tunnel.timeline_changed |= turned;
@@ -241,10 +240,9 @@ impl Board {
     }
 
     /// A tunnel does not answer. One that nobody has ever heard of has no row until that is news.
-    pub fn lost(&self, name: &str, lost: Lost, round: u64) {
+    pub fn lost(&self, name: &str, lost: Lost) {
         let mut inner = self.inner();
         let tunnel = inner.tunnels.entry(name.to_owned()).or_default();
-        tunnel.round = tunnel.round.max(round);
         let since = tunnel.lost.as_ref().map_or(lost.since, |before| before.since);
         let lost = Lost { since, ..lost };
         if tunnel.status.is_none() && lost.is_news() {
@@ -320,13 +318,13 @@ impl Board {
     /// or has never said anything.
     pub fn may_go(&self, name: &str) -> bool {
         let inner = self.inner();
-        let Some(tunnel) = inner.tunnels.get(name) else { return true };
-        !inner.expected.contains(name) && (tunnel.dropped || tunnel.was_stopped())
+        let over = inner.tunnels.get(name).is_none_or(|tunnel| tunnel.dropped || tunnel.was_stopped());
+        over && !inner.expected.contains(name)
     }
 
-    /// When every tunnel is to be asked.
-    pub fn wanted(&self) -> watch::Receiver<u64> {
-        self.wanted.subscribe()
+    /// Notified when this tunnel is to be asked.
+    pub fn ask(&self, name: &str) -> Arc<Notify> {
+        self.inner().tunnels.entry(name.to_owned()).or_default().ask.clone()
     }
 
     /// Whether somebody looks on.
@@ -398,21 +396,47 @@ impl Board {
 
     /// Asks every tunnel how it is, and waits until all that answer at all have, at most until `deadline`.
     pub async fn refresh(&self, deadline: Instant) {
-        let mut round = 0;
-        self.wanted.send_modify(|wanted| {
-            *wanted += 1;
-            round = *wanted;
-        });
+        self.answers(None, Instant::now(), deadline).await;
+    }
+
+    /// One tunnel, as it was at `since` or later; if it has not answered by the `deadline` it counts as lost.
+    pub async fn refreshed(&self, name: &str, since: Instant, deadline: Instant) -> Option<Known> {
+        let answered = self.answers(Some(name), since, deadline).await;
+        let known = self.one(name)?;
+        if answered || known.lost.is_some() {
+            return Some(known);
+        }
+        let why = "it has not answered in time".to_owned();
+        let lost = Lost { since: Timestamp::now(), how: Absence::Silent, why };
+        Some(Known { lost: Some(lost), ..known })
+    }
+
+    /// Asks this tunnel, or all, and waits for an answer to a question of `since` or later. Nobody waits for what is lost.
+    async fn answers(&self, name: Option<&str>, since: Instant, deadline: Instant) -> bool {
+        let mut first = true;
         loop {
             let answered = self.answered.notified();
             tokio::pin!(answered);
             // Before it is looked, so that no answer falls in between.
             answered.as_mut().enable();
-            if self.inner().tunnels.values().all(|tunnel| tunnel.round >= round || tunnel.lost.is_some()) {
-                return;
+            let is_old =
+                |tunnel: &Tunnel| tunnel.lost.is_none() && tunnel.asked.is_none_or(|asked| asked < since);
+            let waiting = {
+                let inner = self.inner();
+                let asked = inner.tunnels.iter().filter(|(one, _)| name.is_none_or(|name| name == *one));
+                let old = asked.map(|(_, tunnel)| tunnel).filter(|tunnel| is_old(tunnel));
+                if first {
+                    old.inspect(|tunnel| tunnel.ask.notify_one()).count() > 0
+                } else {
+                    old.count() > 0
+                }
+            };
+            first = false;
+            if !waiting {
+                return true;
             }
             if timeout_at(deadline, answered).await.is_err() {
-                return;
+                return false;
             }
         }
     }
@@ -460,7 +484,7 @@ impl Board {
     /// Changes from now on, for a page; as long as the value lives, tunnels are asked often.
     pub fn view(self: &Arc<Self>) -> View {
         self.viewers.fetch_add(1, Ordering::Relaxed);
-        self.wanted.send_modify(|wanted| *wanted += 1);
+        self.inner().tunnels.values().for_each(|tunnel| tunnel.ask.notify_one());
         View { board: self.clone(), changes: self.live.subscribe() }
     }
 
@@ -559,20 +583,44 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nobody_waits_for_a_tunnel_that_is_lost() {
-        let board = Board::default();
-        board.status("up", Status::default(), 1);
-        board.status("hangs", Status::default(), 0);
+        let board = Arc::new(Board::default());
         let began = Instant::now();
+        board.status("up", Status::default(), began);
+        board.status("hangs", Status::default(), began);
+        let up = board.ask("up");
+        let answering = tokio::spawn({
+            let board = board.clone();
+            async move {
+                loop {
+                    up.notified().await;
+                    board.status("up", Status::default(), Instant::now());
+                }
+            }
+        });
         let patience = Duration::from_secs(2);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let began = Instant::now();
         board.refresh(began + patience).await;
         assert_eq!(began.elapsed(), patience, "one has not answered");
+        // Who asks for one waits for that one, and not for an answer that there is.
+        let began = Instant::now();
+        let known = board.refreshed("up", began - Duration::from_secs(5), began + patience).await.unwrap();
+        assert!(
+            known.lost.is_none()
+                && board.refreshed("up", began, began + patience).await.unwrap().lost.is_none()
+        );
+        assert!(board.refreshed("nobody", began, began + patience).await.is_none());
+        assert!(began.elapsed() < patience);
+        let known = board.refreshed("hangs", began, began + patience).await.unwrap();
+        assert_eq!((known.lost.map(|lost| lost.how), began.elapsed()), (Some(Absence::Silent), patience));
+
         let why = "no answer".to_owned();
-        board.lost("hangs", Lost { since: Timestamp::now(), how: Absence::Silent, why }, 0);
-        board.status("up", Status::default(), 2);
+        board.lost("hangs", Lost { since: Timestamp::now(), how: Absence::Silent, why });
         let began = Instant::now();
         board.refresh(began + patience).await;
         assert!(began.elapsed() < patience);
         assert!(board.one("hangs").is_some_and(|known| known.lost.is_some()));
+        answering.abort();
     }
 
     /// The timeline is drawn from more than the events that there is room for.
@@ -595,7 +643,11 @@ mod tests {
             let word = ["interrupted", "resumed", "failed"][n as usize % 3];
             board.event("db", Event { event: word.into(), ..event(n, ago(70_000 - 20 * n).millis()) });
         }
-        board.status("db", Status { state: State::Up, since: ago(76_000), ..Status::default() }, 0);
+        board.status(
+            "db",
+            Status { state: State::Up, since: ago(76_000), ..Status::default() },
+            Instant::now(),
+        );
         assert_eq!(board.events(Some("db"), usize::MAX).len(), DAY);
         let drawn = board.inner().tunnels["db"].timeline(now);
         let told: Vec<_> = drawn.spans.iter().map(|span| (span.kind, now.since(span.at).as_secs())).collect();
@@ -611,7 +663,7 @@ mod tests {
         let board = Board::default();
         let rates = |board: &Board| board.inner().tunnels["db"].samples.rate.clone();
         for bytes in [5000, 9000, 100] {
-            board.status("db", Status { down_bytes: bytes, ..Status::default() }, 1);
+            board.status("db", Status { down_bytes: bytes, ..Status::default() }, Instant::now());
             board.sample();
         }
         assert_eq!(rates(&board).len(), 3);

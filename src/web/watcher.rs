@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
@@ -50,7 +50,7 @@ pub async fn watch(board: Arc<Board>, directories: Vec<PathBuf>, units: Vec<Path
                     board: board.clone(),
                     name: name.clone(),
                     directories: directories.clone(),
-                    news: Notify::new(),
+                    news: board.ask(name),
                 };
                 tokio::spawn(watcher.run())
             });
@@ -71,8 +71,8 @@ struct Watcher {
     board: Arc<Board>,
     name: String,
     directories: Arc<[PathBuf]>,
-    /// Something has happened: its status is another one.
-    news: Notify,
+    /// Something has happened, so that its status is another one; or somebody wants to know it.
+    news: Arc<Notify>,
 }
 
 impl Watcher {
@@ -116,16 +116,15 @@ impl Watcher {
 
     /// Asks for its status again and again; ends when it was stopped by somebody.
     async fn ask(&self) {
-        let mut wanted = self.board.wanted();
         let mut client = None;
         // When the first question was put that has had no answer.
         let mut unanswered: Option<Instant> = None;
         loop {
-            let round = *wanted.borrow_and_update();
-            match self.ask_patiently(&mut client, &mut unanswered, round).await {
+            let asked = Instant::now();
+            match self.ask_patiently(&mut client, &mut unanswered).await {
                 Ok(status) => {
                     unanswered = None;
-                    self.board.status(&self.name, *status, round);
+                    self.board.status(&self.name, *status, asked);
                 }
                 Err(Error::NotRunning)
                     if unanswered.is_some_and(|since| since.elapsed() >= AWAY)
@@ -135,7 +134,7 @@ impl Watcher {
                 }
                 Err(_) => client = None,
             }
-            self.pause(&mut wanted, unanswered.is_some()).await;
+            self.pause(unanswered.is_some()).await;
         }
     }
 
@@ -144,10 +143,9 @@ impl Watcher {
         &self,
         client: &mut Option<Client>,
         unanswered: &mut Option<Instant>,
-        round: u64,
     ) -> Result<Box<Status>, Error> {
         let asked = Instant::now();
-        let mut tell = |error: &Error| self.tell(*unanswered.get_or_insert(asked), error, round);
+        let mut tell = |error: &Error| self.tell(*unanswered.get_or_insert(asked), error);
         let mut asking = pin!(self.ask_once(client));
         loop {
             match timeout(SOON, &mut asking).await {
@@ -172,7 +170,7 @@ impl Watcher {
         client.status().await
     }
 
-    fn tell(&self, since: Instant, error: &Error, round: u64) {
+    fn tell(&self, since: Instant, error: &Error) {
         let lasts = since.elapsed();
         let how = match error {
             _ if lasts < AWAY => Absence::Silent,
@@ -184,10 +182,10 @@ impl Watcher {
             Error::TimedOut => "nothing comes from its control socket".to_owned(),
             other => other.to_string(),
         };
-        self.board.lost(&self.name, Lost { since: Timestamp::now().before(lasts), how, why }, round);
+        self.board.lost(&self.name, Lost { since: Timestamp::now().before(lasts), how, why });
     }
 
-    async fn pause(&self, wanted: &mut watch::Receiver<u64>, away: bool) {
+    async fn pause(&self, away: bool) {
         if away {
             // Not more often because somebody wants to know.
             return sleep(RETRY).await;
@@ -196,7 +194,6 @@ impl Watcher {
         tokio::select! {
             () = sleep(pause) => {}
             () = self.news.notified() => {}
-            _ = wanted.changed() => {}
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,12 +24,19 @@ pub struct Sample {
     statuses: Arc<Mutex<BTreeMap<String, Status>>>,
     servers: BTreeMap<String, Server>,
     hanging: Arc<Mutex<BTreeSet<String>>>,
+    asked: Arc<AtomicUsize>,
 }
 
 impl Sample {
     pub fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("e2e-").tempdir_in("/tmp").unwrap();
-        Self { folder, statuses: Arc::default(), servers: BTreeMap::new(), hanging: Arc::default() }
+        Self {
+            folder,
+            statuses: Arc::default(),
+            servers: BTreeMap::new(),
+            hanging: Arc::default(),
+            asked: Arc::default(),
+        }
     }
 
     /// So many whose day was quiet.
@@ -61,12 +69,13 @@ impl Sample {
         let (asks, mut asked) = mpsc::channel::<Ask>(16);
         let server = Server::open(&self.path().join(&name), &Access::of_host(), asks, history).unwrap();
         self.statuses.lock().unwrap().insert(name.clone(), status);
-        let (statuses, hanging) = (self.statuses.clone(), self.hanging.clone());
+        let (statuses, hanging, count) = (self.statuses.clone(), self.hanging.clone(), self.asked.clone());
         self.servers.insert(name.clone(), server);
         tokio::spawn(async move {
             let mut unanswered = Vec::new();
             while let Some(Ask { request, answer, .. }) = asked.recv().await {
                 assert_eq!(request, Request::Status, "autossm web changes nothing");
+                count.fetch_add(1, Relaxed);
                 if hanging.lock().unwrap().contains(&name) {
                     unanswered.push(answer);
                     continue;
@@ -82,6 +91,11 @@ impl Sample {
     /// Changes what a tunnel says of itself.
     pub fn change(&self, name: &str, change: impl FnOnce(&mut Status)) {
         change(self.statuses.lock().unwrap().get_mut(name).unwrap());
+    }
+
+    /// How often tunnels were asked for their status.
+    pub fn asked(&self) -> usize {
+        self.asked.load(Relaxed)
     }
 
     /// As if its daemon had stopped in the middle of something: connections are accepted, and nothing is answered.

@@ -115,7 +115,10 @@ async fn metrics_follow_what_happens_to_a_tunnel() {
     assert_eq!(series(&web.get("/metrics").await.body, r#"autossm_tunnel_up{tunnel="echo"}"#), Some(0.0));
     lab.clear_all();
     daemon.event_times("resumed", 2).await;
-    assert_eq!(web.get("/readyz/echo").await.status, 200);
+    let began = Instant::now();
+    while web.get("/readyz/echo").await.status != 200 {
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", web.get("/readyz/echo").await);
+    }
 
     // What was stopped by its operator goes; nothing is said of it any more.
     daemon.stop(&lab).await;
@@ -174,6 +177,51 @@ async fn a_daemon_that_was_killed_is_told_and_one_that_hangs_too() {
         assert!(began.elapsed() < PATIENCE);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Two load balancers, each with a check for each tunnel; then one daemon hangs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_balancer_s_check_asks_one_tunnel_and_not_more_often_than_it_helps() {
+    const TUNNELS: usize = 50;
+    let sample = Sample::of(TUNNELS);
+    let web = Web::start(sample.path()).await;
+    web.knows(TUNNELS).await;
+    let (asked, began) = (sample.asked(), Instant::now());
+    for round in 0..300 {
+        assert_eq!(web.get("/readyz/tunnel-007").await.status, 200, "{round}");
+    }
+    let took = began.elapsed();
+    let asked = sample.asked() - asked;
+    println!("300 checks of one of {TUNNELS} tunnels in {took:?}: {asked} questions");
+    // Beside these, each tunnel is asked every 10 s.
+    let most = 2 + took.as_millis() as usize / 500 + TUNNELS * (1 + took.as_secs() as usize / 10);
+    assert!(asked <= most, "{asked} questions in {took:?}");
+
+    let mut slowest = Duration::ZERO;
+    sample.hang("tunnel-001");
+    for n in 2..TUNNELS {
+        let began = Instant::now();
+        assert_eq!(web.get(&format!("/readyz/tunnel-{n:03}")).await.status, 200);
+        slowest = slowest.max(began.elapsed());
+    }
+    // What it has said is good for half a second.
+    let hung = Instant::now();
+    let told = loop {
+        let began = Instant::now();
+        let answer = web.get("/readyz/tunnel-001").await;
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        if answer.status == 503 {
+            break answer.json();
+        }
+        assert!(hung.elapsed() < Duration::from_secs(2), "it is still said to be ready");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    println!(
+        "while one hangs: the others are answered within {slowest:?}, it is told after {:?}",
+        hung.elapsed()
+    );
+    assert_eq!(told["state"], "unreachable", "{told}");
+    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
 }
 
 /// Whatever keeps a daemon from coming back, and whether or not it was ever seen: its tunnel is told to be down.
