@@ -267,8 +267,12 @@ class Scenarios:
         same = before == [site.main_pid(name) for name in ("db", "other")]
         self.shows(not bad and same, f"killed, it comes back, and no tunnel has noticed: {len(bad)} clients failed")
         self.systemctl("stop", "autossm@other")
-        wait("the stopped tunnel to go", 30, lambda: self.ask("/readyz/other")[0] == 404)
-        self.shows(True, "a tunnel that was stopped is no longer told of")
+        wait("the stopped tunnel to be told of", 30, lambda: 'reachable{tunnel="other"} 0' in self.ask("/metrics")[1])
+        self.shows(self.ask("/readyz/other")[0] == 503, "a tunnel that is to run and was stopped is told of")
+        self.systemctl("mask", "--now", "autossm@other")
+        wait("the masked tunnel to go", 30, lambda: self.ask("/readyz/other")[0] == 404)
+        self.shows(True, "one that is masked is not")
+        self.systemctl("unmask", "autossm@other")
         self.systemctl("start", "autossm@other")
         wait("it again", 30, lambda: self.ask("/readyz/other")[0] == 200)
 
