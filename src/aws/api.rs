@@ -48,8 +48,8 @@ pub trait Api: Send + Sync {
     /// Credentials for a signature made now, refreshed if they are about to expire.
     fn credentials(&self) -> BoxFuture<'_, Result<aws_credential_types::Credentials, Failure>>;
 
-    /// When the credentials in use expire; `None` if they do not say, or while there are none.
-    fn credentials_expiry(&self) -> Option<SystemTime>;
+    /// The credentials that are held; `None` while there are none (yet). Asks nobody.
+    fn held_credentials(&self) -> Option<HeldCredentials>;
 
     /// The region that the calls go to.
     fn region(&self) -> &str;
@@ -71,6 +71,28 @@ pub struct Names {
     pub fips: bool,
     /// Those with IPv6 addresses beside the others.
     pub dual_stack: bool,
+}
+
+/// What may be told of credentials: no secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldCredentials {
+    /// The access key's id.
+    pub access_key_id: String,
+    /// Where they come from, as far as that is known.
+    pub source: Option<&'static str>,
+    /// Until when they are good.
+    pub expires: Expires,
+}
+
+/// Until when credentials are good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expires {
+    /// Keys of a user.
+    Never,
+    /// Temporary ones that do not say.
+    Unknown,
+    /// Until then.
+    At(SystemTime),
 }
 
 /// A managed node that is online.

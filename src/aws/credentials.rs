@@ -35,6 +35,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
+use super::api::{Expires, HeldCredentials};
 use super::expiry::{self, Expiry};
 use super::{errors, processes, silent};
 use crate::config::Identity;
@@ -246,6 +247,19 @@ impl Source {
         self.0.expiry.borrow().map(|expiry| expiry.at)
     }
 
+    /// What may be told of the credentials that are held.
+    pub(super) fn held(&self) -> Option<HeldCredentials> {
+        let state = self.state();
+        let credentials = &state.held.as_ref()?.credentials;
+        let expires = match (credentials.expiry(), credentials.session_token()) {
+            (Some(at), _) => Expires::At(at),
+            (None, Some(_)) => Expires::Unknown,
+            (None, None) => Expires::Never,
+        };
+        let access_key_id = credentials.access_key_id().to_owned();
+        Some(HeldCredentials { access_key_id, source: source_of(credentials), expires })
+    }
+
     /// Profile and role, for messages.
     pub(super) fn names(&self) -> (Option<&str>, Option<&str>) {
         (self.0.identity.profile.as_deref(), self.0.identity.role_arn.as_deref())
@@ -372,6 +386,23 @@ fn role_session_name() -> String {
     let host = super::target::host_name();
     let allowed = |c: &char| c.is_ascii_alphanumeric() || "+=,.@-_".contains(*c);
     format!("{ROLE_SESSION}{host}").chars().filter(allowed).take(64).collect()
+}
+
+/// Where credentials come from, by the marks that the SDK's providers leave on them; the last step where there were several.
+fn source_of(credentials: &Credentials) -> Option<&'static str> {
+    let marks = credentials.get_property::<Vec<AwsCredentialFeature>>()?;
+    // A role is assumed with something else; a section of the shared files leads to a process or to SSO.
+    let known = [
+        (AwsCredentialFeature::CredentialsStsAssumeRole, "role"),
+        (AwsCredentialFeature::CredentialsStsAssumeRoleWebId, "web_identity"),
+        (AwsCredentialFeature::CredentialsProcess, "process"),
+        (AwsCredentialFeature::CredentialsSso, "sso"),
+        (AwsCredentialFeature::CredentialsImds, "instance"),
+        (AwsCredentialFeature::CredentialsHttp, "container"),
+        (AwsCredentialFeature::CredentialsEnvVars, "environment"),
+        (AwsCredentialFeature::CredentialsProfile, "profile"),
+    ];
+    known.into_iter().find_map(|(mark, word)| marks.contains(&mark).then_some(word))
 }
 
 fn is_same(one: &Credentials, other: &Credentials) -> bool {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
@@ -21,7 +21,7 @@ use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 use tokio::sync::OnceCell;
 
-use super::api::{Api, Names, Node, Resumption, StartRequest, StartedSession};
+use super::api::{Api, HeldCredentials, Names, Node, Resumption, StartRequest, StartedSession};
 use super::credentials::Source;
 use super::errors::{self, Refusal};
 use super::limit::StartLimit;
@@ -76,6 +76,12 @@ impl Clients {
             Arc::clone(clients.entry(identity.clone()).or_default())
         };
         cell.get_or_try_init(|| Box::pin(self.build(identity))).await.cloned()
+    }
+
+    /// The client of `identity`, if somebody has needed it yet.
+    pub fn known(&self, identity: &Identity) -> Option<Arc<dyn Api>> {
+        let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.get(identity)?.get().cloned()
     }
 
     /// Forgets the clients of all identities but those that `wanted` has: nobody is to be warned of credentials that no
@@ -388,8 +394,8 @@ impl Api for Sdk {
         .boxed()
     }
 
-    fn credentials_expiry(&self) -> Option<SystemTime> {
-        self.source.expiry()
+    fn held_credentials(&self) -> Option<HeldCredentials> {
+        self.source.held()
     }
 
     fn region(&self) -> &str {

@@ -87,7 +87,6 @@ pub fn host_name() -> String {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::time::SystemTime;
 
     use futures_util::FutureExt;
     use futures_util::future::BoxFuture;
@@ -209,7 +208,7 @@ mod tests {
         fn credentials(&self) -> BoxFuture<'_, Result<aws_credential_types::Credentials, Failure>> {
             unreachable!("nothing is signed")
         }
-        fn credentials_expiry(&self) -> Option<SystemTime> {
+        fn held_credentials(&self) -> Option<crate::aws::api::HeldCredentials> {
             None
         }
         fn region(&self) -> &str {

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::events::line;
 use super::paint::{Colour, Painter, age, bytes, took};
-use super::table::{credentials, next, trouble};
-use crate::control::protocol::{Event, Failure, Session, Status};
+use super::table::{next, trouble};
+use crate::control::protocol::{Credentials, Event, Expiry, Failure, Session, Status};
 
 /// The width of the names on the left.
 const NAMES: usize = 13;
@@ -46,7 +46,9 @@ pub fn detail(status: &Status, events: &[Event], painter: Painter) -> String {
     if let Some(failure) = &status.last_failure {
         fact("last failure", &told(failure, status));
     }
-    fact("credentials", &credentials(status).replacen("in ", "expire in ", 1));
+    if let Some(held) = &status.credentials {
+        fact("credentials", &credentials(held, status));
+    }
     let clients = &status.connections;
     fact(
         "connections",
@@ -142,6 +144,22 @@ fn of_session(session: &Session, status: &Status, painter: Painter) -> String {
     text
 }
 
+/// `AKIA… (profile), expire in 52m`
+fn credentials(held: &Credentials, status: &Status) -> String {
+    let until = match (held.expires, held.expiry) {
+        (Some(at), _) if at > status.now => format!("expire in {}, at {at}", age(at.since(status.now))),
+        (Some(at), _) => format!("expired {} ago, at {at}", age(status.now.since(at))),
+        (None, Expiry::None) => return "none yet".to_owned(),
+        (None, Expiry::Never) => "do not expire".to_owned(),
+        (None, Expiry::At | Expiry::Unknown) => "unknown when they expire".to_owned(),
+    };
+    let source = held.source.as_ref().map(|source| format!(" ({source})")).unwrap_or_default();
+    match &held.access_key_id {
+        Some(key) => format!("{key}{source}, {until}"),
+        None => until,
+    }
+}
+
 fn told(failure: &Failure, status: &Status) -> String {
     let class = failure.class.replace('_', " ");
     format!("{} ago: {class}: {}", age(status.now.since(failure.at)), failure.text)
@@ -167,6 +185,10 @@ mod tests {
             ..Status::default()
         };
         status.last_failure = Some(Failure { at: ago(60), class: "access".into(), text: "denied".into() });
+        let expires = Some(now.after(Duration::from_secs(600)));
+        let source = Some("process".into());
+        let held = Credentials { access_key_id: Some("ASIA1".into()), source, expiry: Expiry::At, expires };
+        status.credentials = Some(held);
         status.connections.cut = 3;
         status.sessions.push(Session {
             id: Some("ops-0a1b".into()),
@@ -188,6 +210,7 @@ mod tests {
         for line in [
             "billing-db · interrupted for 4s",
             "  last failure 1m ago: access: denied",
+            "  credentials  ASIA1 (process), expire in 10m, at 2026-02-28T14:13:07.250Z",
             "               3 cut with their session",
             "  ops-0a1b interrupted 2h0m · plugin pid 4711 · 0 open",
             "    down for 4s: code 1000: Bye; 2 attempts to resume it have failed, the last because: HTTP 403; given up \

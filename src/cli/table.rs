@@ -8,7 +8,7 @@ use super::paint::{Colour, Painter, age, bytes, wait};
 use super::reach::without_daemon;
 use crate::config::Tunnel;
 use crate::control::client::Error;
-use crate::control::protocol::{Phase, State, Status, Step};
+use crate::control::protocol::{Expiry, Phase, State, Status, Step};
 
 /// A column's heading, and how early it goes where the terminal is too narrow: those with 0 stay.
 const COLUMNS: [(&str, u8); 16] = [
@@ -177,14 +177,14 @@ fn is_told(status: &Status) -> bool {
 }
 
 /// When the credentials expire, in few words.
-pub fn credentials(status: &Status) -> String {
-    match &status.credentials {
-        None => NOTHING.to_owned(),
-        Some(credentials) => match credentials.expires {
-            None => "do not expire".to_owned(),
-            Some(at) if at > status.now => format!("in {}", age(at.since(status.now))),
-            Some(at) => format!("expired {} ago", age(status.now.since(at))),
-        },
+fn credentials(status: &Status) -> String {
+    let Some(credentials) = &status.credentials else { return NOTHING.to_owned() };
+    match (credentials.expires, credentials.expiry) {
+        (Some(at), _) if at > status.now => format!("in {}", age(at.since(status.now))),
+        (Some(at), _) => format!("expired {} ago", age(status.now.since(at))),
+        (None, Expiry::None) => "none yet".to_owned(),
+        (None, Expiry::Never) => "do not expire".to_owned(),
+        (None, Expiry::At | Expiry::Unknown) => "unknown".to_owned(),
     }
 }
 
@@ -242,7 +242,7 @@ pub fn next_step(status: &Status) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::protocol::{Daemon, Next, Session};
+    use crate::control::protocol::{Credentials, Daemon, Next, Session};
     use crate::control::time::Timestamp;
 
     fn status(name: &str, state: State) -> Status {
@@ -268,7 +268,9 @@ mod tests {
             began: up.now.before(Duration::from_secs(61)),
             ..Session::default()
         });
+        up.credentials = Some(Credentials { expiry: Expiry::Never, ..Credentials::default() });
         let mut waiting = status("search", State::Waiting);
+        waiting.credentials = Some(Credentials { expiry: Expiry::None, ..Credentials::default() });
         waiting.next = Some(Next {
             at: waiting.now.after(Duration::from_millis(11_200)),
             what: Step::Start,
@@ -281,6 +283,7 @@ mod tests {
         assert!(lines[0].starts_with("TUNNEL") && lines[0].ends_with("CREDENTIALS"), "{text}");
         assert!(lines[1].starts_with("billing-db  up           3h12m  127.0.0.1:15432"), "{text}");
         assert!(lines[1].contains("  1/1       1m "), "{text}");
+        assert!(lines[1].ends_with("do not expire") && lines[2].ends_with("none yet"), "{text}");
         assert!(lines[3].starts_with("spare       not running  –      127.0.0.1:15432"), "{text}");
         assert_eq!(lines[4], "search: next try in 12s: target not connected: i-0 is not connected");
         assert_eq!(lines[5], "spare: start it: systemctl start autossm@spare");

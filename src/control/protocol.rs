@@ -437,10 +437,29 @@ pub struct Destination {
 pub struct Credentials {
     /// The access key's id.
     pub access_key_id: Option<String>,
-    /// Where they come from (`environment`, `profile`, `role`, …), where that is known.
+    /// Where they come from: `environment`, `profile` (keys in a file), `process`, `sso`, `role`, `web_identity`, `container`,
+    /// `instance`; none where that is not known.
     pub source: Option<String>,
-    /// When they expire; none: never.
+    /// What is known of their end.
+    pub expiry: Expiry,
+    /// When they expire, with [`Expiry::At`] alone.
     pub expires: Option<Timestamp>,
+}
+
+/// What is known of the end of credentials.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Expiry {
+    /// There are no credentials, or nobody has needed them yet.
+    None,
+    /// They are a user's keys.
+    Never,
+    /// At that moment.
+    At,
+    /// They are temporary and do not say; or the daemon does not, being an older one.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }
 
 /// A tunnel's clients.

@@ -8,10 +8,11 @@ use tokio::time::Instant;
 use super::Driver;
 use super::numbers::class_word;
 use super::session::Session;
+use crate::aws::api::{Expires, HeldCredentials};
 use crate::config::{self, Target};
 use crate::control::protocol::{
-    self, Connections, Credentials, Daemon, Destination, Failure, Interruption, Next, Phase, Resumes, State,
-    Status,
+    self, Connections, Credentials, Daemon, Destination, Expiry, Failure, Interruption, Next, Phase, Resumes,
+    State, Status,
 };
 use crate::control::time::Timestamp;
 use crate::tunnel::status::{self, SessionStatus};
@@ -65,6 +66,7 @@ impl Driver {
             text: failure.text.clone(),
         };
         let last_failure = self.numbers.failure.as_ref().map(failure);
+        let api = self.shared.clients.known(&self.config.identity);
         let sessions: Vec<_> = core.sessions.iter().map(|session| self.session(session)).collect();
         Status {
             name: self.config.name.clone(),
@@ -84,8 +86,7 @@ impl Driver {
             targets: targets(&self.config.target),
             remote_host: self.config.remote_host.clone(),
             remote_port: self.config.remote_port,
-            region: self
-                .api
+            region: api
                 .as_ref()
                 .map(|api| api.region().to_owned())
                 .or_else(|| self.config.identity.region.clone()),
@@ -111,10 +112,7 @@ impl Driver {
                 reason: Some(degraded.reason.clone()),
                 ..Destination::default()
             }),
-            credentials: self.api.as_ref().map(|api| Credentials {
-                expires: api.credentials_expiry().map(Timestamp::from),
-                ..Credentials::default()
-            }),
+            credentials: Some(credentials(api.and_then(|api| api.held_credentials()))),
             connections: Connections {
                 open: (clients.open as u64).saturating_sub(held),
                 held,
@@ -203,6 +201,17 @@ pub(super) fn state(status: &status::Status) -> State {
         status::State::Stopping => State::Stopping,
         status::State::Stopped => State::Stopped,
     }
+}
+
+fn credentials(held: Option<HeldCredentials>) -> Credentials {
+    let Some(held) = held else { return Credentials { expiry: Expiry::None, ..Credentials::default() } };
+    let (expiry, expires) = match held.expires {
+        Expires::Never => (Expiry::Never, None),
+        Expires::Unknown => (Expiry::Unknown, None),
+        Expires::At(at) => (Expiry::At, Some(Timestamp::from(at))),
+    };
+    let source = held.source.map(str::to_owned);
+    Credentials { access_key_id: Some(held.access_key_id), source, expiry, expires }
 }
 
 fn named(step: Step) -> protocol::Step {

@@ -34,7 +34,6 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
-use crate::aws::api::Api;
 use crate::aws::sdk::Clients;
 use crate::config::{self, GatewayMode, ProbeKind};
 use crate::control::access::Access;
@@ -144,8 +143,6 @@ pub struct Driver {
     refused: Repeats,
     /// The last round trip to an agent, of any session.
     round_trip: Option<Duration>,
-    /// The identity that the last session was started with.
-    api: Option<Arc<dyn Api>>,
     clock: Clock,
     outage: Outage,
 }
@@ -216,7 +213,6 @@ impl Driver {
             failed_in_a_row: 0,
             refused: Repeats::new(REFUSED_AGAIN, 1),
             round_trip: None,
-            api: None,
             clock: Clock::new(began),
             outage: Outage::default(),
         };
@@ -318,7 +314,6 @@ impl Driver {
                 } else {
                     info!(tunnel, session = id, event = "started", target, "session started with {target}");
                 }
-                self.api = Some(begun.api.clone());
                 session.seen.agent_version.clone_from(&begun.agent_version);
                 if let Some(version) = &begun.agent_version {
                     tell_of_agent(&self.config, &id, version);

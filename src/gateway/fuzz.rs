@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use aws_credential_types::Credentials;
 use bytes::Bytes;
@@ -284,7 +284,7 @@ impl Api for Nobody {
         async { Self::failure() }.boxed()
     }
 
-    fn credentials_expiry(&self) -> Option<SystemTime> {
+    fn held_credentials(&self) -> Option<crate::aws::api::HeldCredentials> {
         None
     }
 

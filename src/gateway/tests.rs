@@ -85,7 +85,7 @@ impl Api for TestApi {
             .boxed()
     }
 
-    fn credentials_expiry(&self) -> Option<std::time::SystemTime> {
+    fn held_credentials(&self) -> Option<crate::aws::api::HeldCredentials> {
         None
     }
 

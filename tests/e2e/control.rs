@@ -96,6 +96,10 @@ async fn status_says_all_that_there_is_to_know() {
     let connections = &status["connections"];
     assert_eq!((&connections["open"], &connections["served"]), (&1.into(), &1.into()));
     assert_eq!((&status["up_bytes"], &status["down_bytes"]), (&5.into(), &5.into()));
+    let credentials = serde_json::json!({
+        "access_key_id": "AKIDTESTTESTTESTTEST", "source": "environment", "expiry": "never", "expires": null,
+    });
+    assert_eq!(status["credentials"], credentials);
     assert_eq!(status["next"]["what"], "rotation", "{status:#}");
     assert_eq!(status["metrics"]["session_starts"]["ok"], 1);
     assert!(status["metrics"]["agent_rtt_seconds"]["counts"].as_array().unwrap().len() == 12);
@@ -107,9 +111,14 @@ async fn status_says_all_that_there_is_to_know() {
     assert_eq!((said.code, said.err.as_str()), (0, ""));
     let id = &lab.sessions()[0];
     let pid = format!("plugin pid {}", daemon.plugins()[0]);
-    for part in
-        ["echo · up for ", id.as_str(), pid.as_str(), "1 open, 0 held · 1 served, 0 failed", "last events"]
-    {
+    for part in [
+        "echo · up for ",
+        id.as_str(),
+        pid.as_str(),
+        "1 open, 0 held · 1 served, 0 failed",
+        "last events",
+        "AKIDTESTTESTTESTTEST (environment), do not expire",
+    ] {
         assert!(said.out.contains(part), "{part:?} is missing:\n{}", said.out);
     }
     assert!(!said.out.contains('\x1b'), "no colours where nobody sees them");

@@ -370,7 +370,7 @@ function fillDetail(row) {
     ["Sent, received", `${bytes(status.up_bytes ?? 0)}, ${bytes(status.down_bytes ?? 0)}`],
     ["Resumed", `${count(status.resumes?.last_day ?? 0)} times in 24 h${status.resumes?.last_ms != null ? `, last in ${lasted(status.resumes.last_ms)}` : ""}`],
     ["Agent round trip", status.agent_rtt_ms == null ? "not measured yet" : `${status.agent_rtt_ms.toFixed(1)} ms`],
-    ["Credentials", expires ? `expire in ${span(expires - now())}` : status.credentials ? "do not expire" : "not asked for yet"],
+    ["Credentials", expires ? `expire in ${span(expires - now())}` : { none: "none yet", never: "do not expire" }[status.credentials?.expiry] ?? "unknown"],
     ["Daemon", !status.daemon?.pid ? "has not been heard of" : `${status.daemon?.version ?? ""}, process ${status.daemon?.pid ?? ""}, for ${span(now() - at(status.daemon?.started))}`],
   ];
   row.facts.replaceChildren(...facts.flatMap(([term, text]) => [make("dt", {}, term), make("dd", {}, text)]));

@@ -1,6 +1,7 @@
 //! Who is called: identities, certificates, profiles.
 
 use super::*;
+use crate::aws::api::Expires;
 
 #[tokio::test]
 async fn equal_identities_share_a_client() {
@@ -102,13 +103,18 @@ async fn profile_and_environment(folder: &std::path::Path) {
                 x_security_token_expires = 2100-01-01T12:00:00+02:00\n";
     std::fs::write(folder.join("credentials"), text).unwrap();
     assert_eq!(key().await, "FILE3");
-    let expiry = humantime::format_rfc3339_seconds(api.credentials_expiry().unwrap()).to_string();
-    assert_eq!(expiry, "2100-01-01T10:00:00Z");
+    let held = api.held_credentials().unwrap();
+    assert_eq!((&*held.access_key_id, held.source), ("FILE3", Some("profile")));
+    let Expires::At(at) = held.expires else { panic!("{held:?}") };
+    assert_eq!(humantime::format_rfc3339_seconds(at).to_string(), "2100-01-01T10:00:00Z");
     assert_eq!(api.terminate_session("s-1").await.unwrap_err().class, Class::Access);
     assert_eq!(service.requests(), 1, "there were no others to try");
 
     let api = clients.get(&identity()).await.unwrap();
+    assert_eq!(api.held_credentials(), None, "nobody has asked for them yet");
     assert_eq!(api.credentials().await.unwrap().access_key_id(), "ENVKEY");
+    let held = api.held_credentials().unwrap();
+    assert_eq!((held.source, held.expires), (Some("environment"), Expires::Never));
 }
 
 #[tokio::test]
