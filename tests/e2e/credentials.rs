@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use autossm_lab::Lab;
 use autossm_lab::load::Load;
+use autossm_lab::metadata::Metadata;
 use autossm_lab::options::Options;
 use tokio::process::Command;
 
@@ -158,6 +159,79 @@ async fn credentials_that_come_later_are_found() {
         .unwrap();
     daemon.event("ready").await;
     assert_eq!(lab.status().start.processed, 1);
+    daemon.stop(&lab).await;
+}
+
+/// Lets the service close the data channel eight times in 32 s, and looks at each resume.
+async fn resumes_on_and_on(lab: &Lab, daemon: &Daemon) {
+    for number in 1..=8 {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert_eq!(lab.close_all(1000, "Bye"), 1, "{}", daemon.tail());
+        let resumed = daemon.event_times("resumed", number).await;
+        assert_eq!(resumed[number - 1].number("attempts"), 1, "{}", resumed[number - 1].text);
+    }
+    let status = lab.status();
+    assert_eq!((status.start.processed, status.expired_keys), (1, 0));
+    assert!(daemon.events("credentials_expiring").is_empty(), "they could always be renewed");
+}
+
+/// The instance's role is attached after the start, and its keys live 12 s.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_that_is_attached_to_the_instance_is_found_and_renewed() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let metadata = Metadata::start().await.unwrap();
+    let (folder, address) = (folder(), own_address());
+    let mut program = Command::new(PROGRAM);
+    // Nothing but the metadata service has credentials.
+    program.env_clear().env("HOME", folder.path()).env("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.url());
+    let config = tunnel(&lab, "echo", address, lab.echo_addr(), KEYS);
+    let daemon = Daemon::start_by_role(program, folder, address, &config);
+    let failed = daemon.event("failed").await;
+    assert_eq!(failed.field("class"), "access", "{}", failed.text);
+    assert!(failed.field("reason").contains("attach a role to the instance"), "{}", failed.text);
+    let status = daemon.status("without credentials", |_| true).await;
+    assert_eq!(status["credentials"]["expiry"], "none", "{status:#}");
+    metadata.attach_role(Duration::from_secs(12));
+    let attached = Instant::now();
+    daemon.event("ready").await;
+    println!("a role was attached to the instance: up {:.1} s later", attached.elapsed().as_secs_f64());
+    let status = daemon.status("with credentials", |_| true).await;
+    assert_eq!(
+        (&status["credentials"]["expiry"], &status["credentials"]["source"]),
+        (&"at".into(), &"instance".into())
+    );
+    resumes_on_and_on(&lab, &daemon).await;
+    println!("{} keys of the instance's role issued", metadata.issued());
+    assert!((4..=12).contains(&metadata.issued()), "{}", metadata.issued());
+    daemon.stop(&lab).await;
+}
+
+/// A role that is assumed with keys of a file; its own live 12 s.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_that_is_assumed_is_assumed_again_before_its_keys_expire() {
+    let lab =
+        Lab::start(Options { role_lives: Duration::from_secs(12), ..Options::default() }).await.unwrap();
+    let (folder, address) = (folder(), own_address());
+    let keys = "[ops]\naws_access_key_id = AKIDOPS\naws_secret_access_key = secret\n";
+    std::fs::write(folder.path().join("aws"), keys).unwrap();
+    let mut program = Command::new(PROGRAM);
+    program
+        .env_clear()
+        .env("AWS_CONFIG_FILE", folder.path().join("none"))
+        .env("AWS_SHARED_CREDENTIALS_FILE", folder.path().join("aws"))
+        .env("AWS_ENDPOINT_URL_STS", lab.api_url());
+    let role = "profile = \"ops\"\nrole_arn = \"arn:aws:iam::111122223333:role/tunnels\"\n";
+    let config = tunnel(&lab, "echo", address, lab.echo_addr(), &format!("{role}{KEYS}"));
+    let daemon = Daemon::start_by(program, folder, address, &config);
+    daemon.event("ready").await;
+    let status = daemon.status("with credentials", |_| true).await;
+    assert_eq!(
+        (&status["credentials"]["expiry"], &status["credentials"]["source"]),
+        (&"at".into(), &"role".into())
+    );
+    resumes_on_and_on(&lab, &daemon).await;
+    println!("the role was assumed {}×", lab.status().roles_assumed);
+    assert!((4..=8).contains(&lab.status().roles_assumed), "{}", lab.status().roles_assumed);
     daemon.stop(&lab).await;
 }
 

@@ -122,6 +122,17 @@ impl Daemon {
         Self::spawn(command, folder, "trace", address, config)
     }
 
+    /// The same without keys in its environment.
+    pub fn start_by_role(
+        mut command: Command,
+        folder: Arc<tempfile::TempDir>,
+        address: SocketAddr,
+        config: &str,
+    ) -> Self {
+        command.env("AWS_ACCESS_KEY_ID", "").env("AWS_SECRET_ACCESS_KEY", "");
+        Self::start_by(command, folder, address, config)
+    }
+
     /// Starts a daemon by a command whose environment says all of the way out.
     pub fn start_with(command: Command, address: SocketAddr, config: &str) -> Self {
         Self::spawn(command, folder(), "trace", address, config)
@@ -143,6 +154,9 @@ impl Daemon {
         config: &str,
     ) -> Self {
         std::fs::write(folder.path().join("config.toml"), config).unwrap();
+        if !command.as_std().get_envs().any(|(name, _)| name == "AWS_ACCESS_KEY_ID") {
+            command.env("AWS_ACCESS_KEY_ID", "AKIDTESTTESTTESTTEST").env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+        }
         let mut child = command
             .args(["run", "--log-format", "json", "--log-level", log_level, "--config"])
             .arg(folder.path().join("config.toml"))
@@ -151,8 +165,6 @@ impl Daemon {
             .arg("--state-dir")
             .arg(folder.path().join("state"))
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("AWS_ACCESS_KEY_ID", "AKIDTESTTESTTESTTEST")
-            .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true)

@@ -15,6 +15,7 @@
 //! | `service` | the API, sessions and their tokens |
 //! | `channel` | one WebSocket of a data channel |
 //! | `agent` | the far end of a session: numbering, handshake, mux streams |
+//! | [`metadata`] | an instance's metadata service |
 //! | [`proxy`] | a corporate network's proxy before it |
 //! | [`destination`] | servers for the far end of tunnels |
 //! | [`control`] | commands as text, for the foreground program |
@@ -30,6 +31,7 @@ pub mod fault;
 mod lab;
 mod line;
 pub mod load;
+pub mod metadata;
 pub mod options;
 pub mod proxy;
 mod service;

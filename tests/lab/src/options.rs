@@ -43,6 +43,8 @@ pub struct Options {
     pub handshake_timeout: Duration,
     /// The agent waits so long after each message.
     pub pace: Duration,
+    /// How long the keys of an assumed role live. At AWS it is 15 min at least.
+    pub role_lives: Duration,
     /// The account has its sessions encrypted with this KMS key.
     pub kms_key: Option<String>,
     /// A missing number in the client's stream that stays missing for so long, while everything works, is a violation.
@@ -68,6 +70,7 @@ impl Default for Options {
             cells_expire: false,
             handshake_timeout: Duration::from_secs(15),
             pace: Duration::from_millis(1),
+            role_lives: Duration::from_secs(3600),
             kms_key: None,
             gap_limit: Duration::from_secs(10),
         }

@@ -30,6 +30,8 @@ pub struct Status {
     pub other: Calls,
     /// Of these, `DescribeInstanceInformation`.
     pub nodes_listed: u64,
+    /// `AssumeRole`, of STS.
+    pub roles_assumed: u64,
     /// API calls without a plausible signature.
     pub unsigned_calls: u64,
     /// Calls and upgrades signed with a key that says that its time is over.

@@ -1,4 +1,6 @@
-//! The one call of STS that needs no permission: who am I?
+//! Two calls of STS: who am I, and the keys of a role.
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -8,9 +10,10 @@ use super::Answer;
 use crate::fault::{ApiFault, Call};
 use crate::state::State;
 
-/// Answers `GetCallerIdentity`, in the XML of the query protocol.
+/// Answers `GetCallerIdentity` and `AssumeRole`, in the XML of the query protocol.
 pub(super) fn answer(state: &State, form: &Bytes, has_expired: bool) -> Answer {
-    let is_known = form.split(|byte| *byte == b'&').any(|field| field == b"Action=GetCallerIdentity");
+    let is = |action: &str| form.split(|byte| *byte == b'&').any(|field| field == action.as_bytes());
+    let (identity, role) = (is("Action=GetCallerIdentity"), is("Action=AssumeRole"));
     let refused = |kind: &str, words: &str| {
         let body = format!(
             "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type>\
@@ -18,15 +21,18 @@ pub(super) fn answer(state: &State, form: &Bytes, has_expired: bool) -> Answer {
         );
         xml(StatusCode::FORBIDDEN, body)
     };
-    let fault =
-        if has_expired { Some(ApiFault::Expired) } else { state.faults.borrow().on(Call::CallerIdentity) };
+    let fault = match has_expired {
+        true => Some(ApiFault::Expired),
+        false => state.faults.borrow().on(Call::CallerIdentity).filter(|_| identity),
+    };
     match fault {
-        _ if !is_known => refused("InvalidAction", "Could not find operation"),
+        _ if !identity && !role => refused("InvalidAction", "Could not find operation"),
         Some(ApiFault::Expired) => {
             refused("ExpiredToken", "The security token included in the request is expired")
         }
         Some(ApiFault::Internal) => xml(StatusCode::INTERNAL_SERVER_ERROR, String::new()),
         Some(_) => refused("InvalidClientTokenId", "The security token included in the request is invalid."),
+        None if role => xml(StatusCode::OK, assumed(state)),
         None => xml(
             StatusCode::OK,
             "<GetCallerIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\
@@ -36,6 +42,20 @@ pub(super) fn answer(state: &State, form: &Bytes, has_expired: bool) -> Answer {
                 .to_owned(),
         ),
     }
+}
+
+/// Keys that say themselves until when they are good.
+fn assumed(state: &State) -> String {
+    state.count(|status| status.roles_assumed += 1);
+    let until = SystemTime::now() + state.options.role_lives;
+    let seconds = until.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let expiration = humantime::format_rfc3339_seconds(until);
+    format!(
+        "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult><Credentials>\
+         <AccessKeyId>ASIAUNTIL{seconds}</AccessKeyId><SecretAccessKey>of-no-account</SecretAccessKey>\
+         <SessionToken>of-no-account</SessionToken><Expiration>{expiration}</Expiration></Credentials>\
+         </AssumeRoleResult></AssumeRoleResponse>"
+    )
 }
 
 fn xml(status: StatusCode, body: String) -> Answer {
