@@ -60,7 +60,8 @@ impl Outcome {
     /// Failed connections, but for those that were cut together with their session.
     pub fn failures(&self) -> Vec<&Attempt> {
         let ended = self.log.iter().filter(|line| matches!(line.field("event"), "lost" | "ended"));
-        let ends: Vec<_> = ended.map(|line| SessionEnd { at: line.at, cut: line.number("cut") }).collect();
+        let ends: Vec<_> =
+            ended.map(|line| SessionEnd::told(line.at, line.number("cut"), line.field("reason"))).collect();
         self.seen.failed(&ends)
     }
 

@@ -222,7 +222,7 @@ async fn a_pool_hides_killed_plugins() {
     let ends: Vec<_> = daemon
         .events("lost")
         .iter()
-        .map(|line| SessionEnd { at: line.at, cut: line.number("cut") })
+        .map(|line| SessionEnd::told(line.at, line.number("cut"), line.field("reason")))
         .collect();
     let failed = seen.failed(&ends);
     println!(

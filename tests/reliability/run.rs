@@ -367,7 +367,7 @@ impl Figures {
 /// The sessions that have ended, with the connections that were cut.
 pub fn ends(log: &[Arc<Line>]) -> Vec<SessionEnd> {
     let ended = log.iter().filter(|line| matches!(line.field("event"), "lost" | "ended"));
-    ended.map(|line| SessionEnd { at: line.at, cut: line.number("cut") }).collect()
+    ended.map(|line| SessionEnd::told(line.at, line.number("cut"), line.field("reason"))).collect()
 }
 
 /// The log as people read it.

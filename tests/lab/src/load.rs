@@ -56,6 +56,15 @@ pub struct SessionEnd {
     pub at: SystemTime,
     /// Connections that were open on it.
     pub cut: u64,
+    /// Because its plugin did.
+    pub plugin_exited: bool,
+}
+
+impl SessionEnd {
+    /// As the daemon tells of it.
+    pub fn told(at: SystemTime, cut: u64, reason: &str) -> Self {
+        Self { at, cut, plugin_exited: reason.starts_with("the plugin exited") }
+    }
 }
 
 /// Between the cut of a connection and the log line that tells of it.
@@ -63,11 +72,17 @@ const SLACK: Duration = Duration::from_millis(500);
 
 impl Seen {
     /// The connections that failed, but for those that were open in the instant in which a session ended and were cut
-    /// with it. No more are forgiven than the daemon says it has cut.
+    /// with it. No more are forgiven than the daemon says it has cut; but when a plugin dies the kernel ends its connections
+    /// before its parent hears of it, and those that the daemon has seen ending by then it cannot know to be cut.
     pub fn failed(&self, ends: &[SessionEnd]) -> Vec<&Attempt> {
         let mut ends = ends.to_vec();
         let mut forgiven = |attempt: &Attempt| {
             let (from, failed) = (attempt.at - SLACK, attempt.at + attempt.took);
+            let of_plugin =
+                |end: &SessionEnd| end.plugin_exited && failed <= end.at && end.at <= failed + SLACK;
+            if ends.iter().any(of_plugin) {
+                return true;
+            }
             let meant =
                 ends.iter_mut().filter(|end| end.cut > 0 && from <= end.at && end.at <= failed + SLACK);
             // A connection that has outlived one session is cut with a later one.
@@ -236,9 +251,12 @@ mod tests {
             attempt(5, 1, Some("refused")),
         ];
         let seen = Seen { attempts, ..Seen::default() };
-        let failed = seen.failed(&[SessionEnd { at: at(1), cut: 1 }, SessionEnd { at: at(20), cut: 9 }]);
+        let failed = seen
+            .failed(&[SessionEnd::told(at(1), 1, "terminated"), SessionEnd::told(at(20), 9, "terminated")]);
         let failed: Vec<_> = failed.iter().map(|attempt| attempt.failure.clone().unwrap()).collect();
         assert_eq!(failed, ["cut as well, but only one was", "refused"]);
+        let ends = [SessionEnd::told(at(6) + SLACK, 0, "the plugin exited: killed by signal 9")];
+        assert_eq!(seen.failed(&ends).len(), 2, "all that ended just before a plugin's end was known");
         assert_eq!(seen.longest_wait(), Duration::from_secs(2));
     }
 
@@ -252,7 +270,7 @@ mod tests {
             failure: Some("cut".into()),
         };
         let seen = Seen { attempts: vec![attempt(0, 9), attempt(0, 1)], ..Seen::default() };
-        let ends = [1, 9].map(|seconds| SessionEnd { at: at(seconds), cut: 1 });
+        let ends = [1, 9].map(|seconds| SessionEnd::told(at(seconds), 1, "terminated"));
         assert!(seen.failed(&ends).is_empty(), "held at the first session's end, and cut with the second");
     }
 }

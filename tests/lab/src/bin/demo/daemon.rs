@@ -137,7 +137,8 @@ async fn hear(stderr: BufReader<tokio::process::ChildStderr>, heard: Arc<Mutex<H
         let fields: Value = serde_json::from_str(&line).unwrap_or_else(|_| Value::from(line.as_str()));
         let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cut) = fields["cut"].as_u64() {
-            heard.ends.push(SessionEnd { at: SystemTime::now(), cut });
+            let reason = fields["reason"].as_str().unwrap_or_default();
+            heard.ends.push(SessionEnd::told(SystemTime::now(), cut, reason));
         }
         let text = fields["message"].as_str().or(fields.as_str()).unwrap_or(&line).to_owned();
         heard.lines.push(Line { at: Instant::now(), by_autossm: true, text });
