@@ -115,7 +115,8 @@ fn of_session(session: &Session, status: &Status, painter: Painter) -> String {
         facts.push("encrypted".to_owned());
     }
     if session.keepalive == Some(false) {
-        facts.push("no keep-alive".to_owned());
+        let why = session.no_keepalive.as_ref().map_or(String::new(), |why| format!(" ({why})"));
+        facts.push(format!("no keep-alive{why}"));
     }
     if let Some(until) = session.until {
         facts.push(format!("its connections are cut in {}", age(until.since(status.now))));

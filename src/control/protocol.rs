@@ -280,6 +280,8 @@ pub struct Session {
     pub encrypted: Option<bool>,
     /// Whether keep-alives are sent to its agent; none where that is not known yet.
     pub keepalive: Option<bool>,
+    /// Why none are sent.
+    pub no_keepalive: Option<String>,
     /// The plugin's process.
     pub plugin_pid: Option<u32>,
     /// Connections open on it.

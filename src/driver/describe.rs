@@ -151,6 +151,11 @@ impl Driver {
         let nothing = Session::default();
         let session = self.sessions.get(&core.generation).unwrap_or(&nothing);
         let (seen, begun) = (&session.seen, session.begun.as_ref());
+        let no_keepalive = match (self.config.gateway, self.config.keepalive) {
+            (config::GatewayMode::Observe, _) => Some("gateway = \"observe\""),
+            (_, None) => Some("keepalive = \"off\""),
+            (_, Some(_)) => seen.no_keepalive,
+        };
         let interruption = core.down_since.map(|since| Interruption {
             since: clock.at(since),
             reason: seen.down.as_ref().map(|down| down.reason.clone()).unwrap_or_default(),
@@ -172,11 +177,8 @@ impl Driver {
             target: begun.map(|begun| begun.target.clone()),
             agent_version: seen.agent_version.clone(),
             encrypted: seen.encrypted,
-            keepalive: seen.encrypted.map(|encrypted| {
-                !encrypted
-                    && self.config.keepalive.is_some()
-                    && self.config.gateway == config::GatewayMode::Hold
-            }),
+            keepalive: no_keepalive.is_some().then_some(false).or(seen.encrypted.map(|_| true)),
+            no_keepalive: no_keepalive.map(str::to_owned),
             plugin_pid: session.plugin.as_ref().filter(|_| !seen.exited).map(super::Running::pid),
             open: core.open as u64,
             up_bytes: session.route.as_ref().map_or(0, |route| route.up_bytes.load(Relaxed)),

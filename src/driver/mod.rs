@@ -274,6 +274,12 @@ impl Driver {
                 event = "line_feeds_not_restored",
                 "gateway = \"observe\": line feeds that the plugin changes into carriage returns are not restored"
             );
+            info!(
+                tunnel = self.config.name,
+                event = "keepalive_off",
+                "gateway = \"observe\": no keep-alives are sent, whatever `keepalive` says; the account's idle timeout ends a \
+                 session that nobody uses"
+            );
         }
     }
 

@@ -15,6 +15,8 @@ use crate::tunnel::failure::Failure;
 pub(super) struct Seen {
     pub agent_version: Option<String>,
     pub encrypted: Option<bool>,
+    /// Why no keep-alives can be sent, where that is known; nothing is known before the handshake.
+    pub no_keepalive: Option<&'static str>,
     pub round_trip: Option<Duration>,
     /// How often its data channel was opened again.
     pub resumes: u64,
@@ -70,9 +72,20 @@ impl Seen {
     /// Takes in what the gateway saw.
     pub(super) fn gateway(&mut self, event: &gateway::Event) {
         match event {
-            gateway::Event::Handshake { agent_version, encrypted, .. } => {
+            gateway::Event::Handshake { agent_version, encrypted, multiplexed, .. } => {
                 self.agent_version = Some(agent_version.clone());
                 self.encrypted = Some(*encrypted);
+                self.no_keepalive = match (encrypted, multiplexed) {
+                    (true, _) => Some("the session is encrypted"),
+                    (false, false) => Some("the session is not multiplexed"),
+                    (false, true) => None,
+                };
+            }
+            gateway::Event::LostTrack => {
+                self.no_keepalive = Some("the plugin's data is not multiplexed");
+            }
+            gateway::Event::ForeignConnection => {
+                self.no_keepalive = Some("another process has connected to the plugin's port");
             }
             gateway::Event::ChannelClosed { reason, .. } => self.closed(reason),
             gateway::Event::AgentSilent { reason } => drop(self.interrupted(reason)),
@@ -169,6 +182,29 @@ mod tests {
         assert!(seen.is_closed());
         seen.gateway(&gateway::Event::ChannelResumed { after, attempts: 1 });
         assert_eq!(seen.resumes, 1);
+    }
+
+    #[test]
+    fn what_stands_in_the_way_of_keep_alives_is_known() {
+        let handshake = |encrypted, multiplexed| gateway::Event::Handshake {
+            agent_version: "3.3.1.0".into(),
+            session_type: "Port".into(),
+            encrypted,
+            multiplexed,
+        };
+        let mut seen = Seen::default();
+        for (event, words) in [
+            (handshake(true, true), Some("encrypted")),
+            (handshake(false, false), Some("not multiplexed")),
+            (handshake(false, true), None),
+            (gateway::Event::LostTrack, Some("the plugin's data")),
+            (gateway::Event::ForeignConnection, Some("another process")),
+        ] {
+            seen.gateway(&event);
+            let found = seen.no_keepalive;
+            assert_eq!(found.is_some(), words.is_some(), "{event:?}");
+            assert!(words.is_none_or(|words| found.unwrap_or_default().contains(words)), "{found:?}");
+        }
     }
 
     #[test]

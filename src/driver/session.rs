@@ -136,7 +136,7 @@ impl Session {
             // In `observe` mode every opening looks like the first.
             gateway::Event::ChannelOpened if self.down => Some(self.resumed(1)),
             gateway::Event::ChannelOpened => None,
-            gateway::Event::Handshake { agent_version, session_type, encrypted } => {
+            gateway::Event::Handshake { agent_version, session_type, encrypted, .. } => {
                 debug!(tunnel, session, agent_version, session_type, encrypted, "handshake");
                 // Once, whoever names it first.
                 if self
@@ -198,6 +198,7 @@ impl Session {
             gateway::Event::SessionEnded { reason } => Some(SessionEvent::Ended { reason }),
             gateway::Event::PluginHung { reason } => Some(SessionEvent::PluginHung { reason }),
             gateway::Event::DestinationFailed => Some(SessionEvent::DestinationFailed),
+            gateway::Event::LostTrack => None,
             gateway::Event::ForeignConnection => Some(SessionEvent::ForeignConnection),
         }
     }

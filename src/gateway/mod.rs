@@ -96,7 +96,12 @@ pub enum Event {
         session_type: String,
         /// The session is encrypted with a KMS key: its payloads cannot be read here.
         encrypted: bool,
+        /// Its data is mux frames.
+        multiplexed: bool,
     },
+    /// The plugin's data is not the frames that it should be: no keep-alives can be put between them any more, nor line
+    /// feeds be repaired.
+    LostTrack,
     /// The data channel to the service was closed, and the gateway has begun to resume it.
     ChannelClosed {
         /// The WebSocket close code, if there was a close frame.
@@ -140,7 +145,7 @@ pub enum Event {
     /// The agent could not reach the destination for a new connection; the session is fine.
     DestinationFailed,
     /// Something other than the proxy has connected to the plugin's port, so that connections can no longer be
-    /// matched to mux streams and lone line feeds not be repaired.
+    /// matched to mux streams and lone line feeds not be repaired, nor keep-alives be sent.
     ForeignConnection,
 }
 

@@ -394,7 +394,7 @@ impl Relay {
                 warn!(
                     "the plugin's data is not multiplexed: lone line feeds cannot be repaired in this session, nor keep-alives sent"
                 );
-                None
+                Some(Event::LostTrack)
             }
             Finding::ChangedLineFeed => {
                 trace!(
@@ -452,7 +452,7 @@ impl Relay {
                 } else if !multiplexed && self.agent.asks() {
                     info!("the session is not multiplexed: no keep-alives can be sent in it");
                 }
-                Some(Event::Handshake { agent_version, session_type, encrypted })
+                Some(Event::Handshake { agent_version, session_type, encrypted, multiplexed })
             }
             message::HANDSHAKE_COMPLETE => {
                 self.established = true;

@@ -240,8 +240,14 @@ impl Bench {
         socket
     }
 
+    /// The next event; what the messages are and how long they took is of no interest here.
     async fn event(&mut self) -> Event {
-        self.events.recv().await.unwrap()
+        loop {
+            match self.events.recv().await.unwrap() {
+                Event::RoundTrip(_) | Event::LostTrack => (),
+                event => return event,
+            }
+        }
     }
 
     /// Both ends, and the channel open.

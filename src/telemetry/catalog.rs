@@ -301,8 +301,9 @@ pub static ENTRIES: &[Entry] = &[
                whether the host is short of CPU or memory, or somebody stops the process.\n\n\
                terminated: somebody has ended the session with TerminateSession or in the console; CloudTrail\n\
                has the name.\n\n\
-               idle timeout: the account ends sessions through which nothing flows. Set `keepalive`, or have\n\
-               the account's idle timeout raised.\n\n\
+               idle timeout: the account ends sessions through which nothing flows. Set `keepalive`. Where\n\
+               none are sent (`autossm status NAME` says \"no keep-alive\" and why: gateway = \"observe\", an\n\
+               encrypted session), have the account's idle timeout raised, or let clients send something.\n\n\
                maximum duration: with `rotate = \"auto\"` the next session is replaced before the account's\n\
                maximum session duration is over.\n\n\
                ended: the service has ended the session. If it happens again, look in CloudTrail, and at the\n\
@@ -458,6 +459,16 @@ pub static ENTRIES: &[Entry] = &[
                A frame that says nothing was put into the stream, so that the session does not run into the\n\
                account's idle timeout. Said at trace level only.\n\n\
                Nothing has to be done.",
+    },
+    Entry {
+        event: "keepalive_off",
+        id: "0854812901b841748bb96e4111ffcc89",
+        subject: "No keep-alives are sent",
+        text: "With `gateway = \"observe\"` autossm cannot put anything into the stream of tunnel @AUTOSSM_TUNNEL@.\n\
+               A session that nobody uses ends with the account's idle timeout, and another one is started. An\n\
+               agent that is gone is noticed only by a client that has sent something.\n\n\
+               Have the account's idle timeout raised, or let clients send something themselves; or use\n\
+               `gateway = \"hold\"`.",
     },
     Entry {
         event: "round_trip",

@@ -65,6 +65,7 @@ async fn data_flows_and_keep_alives_stay_off() {
     assert_eq!([said.field("session")], lab.sessions()[..]);
     let status = daemon.status("encrypted", |status| status["sessions"][0]["encrypted"] == true).await;
     assert_eq!(status["sessions"][0]["keepalive"], false);
+    assert_eq!(status["sessions"][0]["no_keepalive"], "the session is encrypted");
     let mut client = TcpStream::connect(daemon.address).await.unwrap();
     echoes(&mut client, b"before").await;
     // Three times as long as an unencrypted session waits for its first one.

@@ -101,14 +101,22 @@ async fn a_plugin_that_is_only_watched_resumes_with_the_daemons_credentials() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn that_line_feeds_are_not_restored_is_said_once() {
+async fn what_cannot_be_had_is_said_once() {
     let lab = lab().await;
     let daemon = observing(&lab).await;
     lab.terminate_all("Session terminated by an administrator");
     daemon.event_times("ready", 2).await;
-    let told = daemon.events("line_feeds_not_restored");
-    assert_eq!(told.len(), 1, "{}", daemon.tail());
-    assert!(told[0].text.contains("observe"), "{}", told[0].text);
+    for event in ["line_feeds_not_restored", "keepalive_off"] {
+        let told = daemon.events(event);
+        assert_eq!(told.len(), 1, "{}", daemon.tail());
+        assert!(told[0].text.contains("observe"), "{}", told[0].text);
+    }
+    let status = daemon.status("a session", |status| status["sessions"][0]["phase"] == "ready").await;
+    let session = &status["sessions"][0];
+    assert_eq!(
+        (&session["keepalive"], &session["no_keepalive"]),
+        (&false.into(), &"gateway = \"observe\"".into())
+    );
     daemon.stop(&lab).await;
 }
 

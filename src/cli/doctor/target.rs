@@ -12,7 +12,7 @@ use crate::aws::errors::Refusal;
 use crate::aws::sdk::{Inquiry, SeenDocument, SeenNode};
 use crate::aws::target::start_request;
 use crate::cli::paint::age;
-use crate::config::{Rotate, Target, Tunnel};
+use crate::config::{GatewayMode, Rotate, Target, Tunnel};
 use crate::control::protocol::Phase;
 
 /// The service's own, where the account does not say.
@@ -168,6 +168,9 @@ fn timeouts(tunnel: &Tunnel, preferences: Option<&Result<Option<SeenDocument>, R
     let maximum = preferences.and_then(|document| document.maximum);
     let mut message = format!("the account ends idle sessions after {}", age(idle));
     match tunnel.keepalive {
+        _ if tunnel.gateway == GatewayMode::Observe => {
+            message += ", and with `gateway = \"observe\"` no keep-alives are sent: an idle tunnel gets a new session after that";
+        }
         Some(keepalive) if keepalive >= idle => {
             let message = format!("{message}, but `keepalive` comes only every {}", age(keepalive));
             return Finding::warning(CHECK, message, "make `keepalive` shorter: \"1m\" is the default");
@@ -189,5 +192,28 @@ fn timeouts(tunnel: &Tunnel, preferences: Option<&Result<Option<SeenDocument>, R
             message + ", with its open connections, and `rotate` does not come before that",
             "write `rotate = \"auto\"`, or a shorter time",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_becomes_of_an_idle_session_depends_on_the_gateway_too() {
+        let said = |keys: &str| {
+            let text = format!(
+                "[[tunnel]]\nname = \"db\"\nlisten = \"127.0.0.1:15432\"\ntarget = \"i-0123456789abcdef0\"\n\
+                 remote_port = 5432\n{keys}\n"
+            );
+            let tunnel = crate::config::parse("config.toml", &text).unwrap().tunnels.remove(0);
+            format!("{:?}", timeouts(&tunnel, Some(&Ok(None))))
+        };
+        assert!(said("").contains("`keepalive` comes every 1m"), "{}", said(""));
+        assert!(said("keepalive = \"off\"").contains("`keepalive` is off"));
+        for keys in ["", "keepalive = \"30m\"", "keepalive = \"off\""] {
+            let said = said(&format!("gateway = \"observe\"\n{keys}"));
+            assert!(said.contains("no keep-alives are sent") && !said.contains("comes"), "{said}");
+        }
     }
 }

@@ -61,8 +61,12 @@ fn tells_what_the_agent_says_once() {
     let (mut relay, now) = (relay(), Instant::now());
     let request = br#"{"AgentVersion":"3.3.1.0","RequestedClientActions":[{"ActionType":"SessionType","ActionParameters":{"SessionType":"Port"}}]}"#;
     let handshake = output(0, message::HANDSHAKE_REQUEST, request);
-    let expected =
-        Event::Handshake { agent_version: "3.3.1.0".into(), session_type: "Port".into(), encrypted: false };
+    let expected = Event::Handshake {
+        agent_version: "3.3.1.0".into(),
+        session_type: "Port".into(),
+        encrypted: false,
+        multiplexed: false,
+    };
     assert_eq!(relay.service_sent(now, handshake.clone()), Some(expected));
     assert_eq!(relay.service_sent(now, handshake), None);
     let flag = output(1, message::FLAG, &message::CONNECT_TO_PORT_ERROR);
