@@ -1,20 +1,27 @@
 //! `autossm events`: what has happened, and what happens.
 
+use std::collections::HashSet;
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 use super::paint::{Colour, Painter, Read, print};
 use super::reach::{Reach, block_on};
-use super::{EXIT_UNAVAILABLE, paint};
+use super::recorded::RecordArg;
+use super::{EXIT_CONFIG, EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, paint};
 use crate::control::client::{Client, Error};
-use crate::control::protocol::{Event, Level, Reply, Request};
+use crate::control::protocol::{ErrorCode, Event, Level, Reply, Request};
 use crate::control::time::Timestamp;
 
 /// Events on their way to the screen.
 const AHEAD: usize = 256;
+/// Between two looks for a daemon that has ended, or a new one.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What `autossm events` takes.
 #[derive(Clone, Debug, Args)]
@@ -28,7 +35,11 @@ pub struct EventsArgs {
     #[command(flatten)]
     pub reach: Reach,
 
-    /// Go on with those that happen from now on, until Ctrl-C
+    /// Where their records are.
+    #[command(flatten)]
+    pub record: RecordArg,
+
+    /// Go on with those that happen from now on, until Ctrl-C; daemons may end and begin meanwhile
     #[arg(short, long)]
     pub follow: bool,
 
@@ -48,12 +59,14 @@ pub struct EventsArgs {
 const EXAMPLES: &str = "\
 Examples:
   autossm events billing-db --since 2h     Of one tunnel, of the last two hours
-  autossm events -f                        Of every tunnel, as they happen
+  autossm events -f                        Of every tunnel, those included that are started meanwhile
   autossm events --since 24h --json | jq -r 'select(.level == \"error\").message'
+
+Of a tunnel that does not run, its record is shown; without a name, those that run.
 
 Exit status:
   0   they were shown
-  69  the tunnel does not run
+  69  the tunnel does not run, and has no record
   77  not permitted: ask as root, or as a member of the group autossm
   78  there is no such tunnel";
 
@@ -73,31 +86,27 @@ pub fn run(args: &EventsArgs) -> io::Result<ExitCode> {
 }
 
 async fn show(args: &EventsArgs) -> io::Result<ExitCode> {
-    let names = match &args.tunnel {
-        Some(tunnel) => vec![tunnel.clone()],
-        None => args.reach.running(),
-    };
-    if names.is_empty() {
-        eprintln!("autossm: no tunnel runs");
-        return Ok(ExitCode::from(EXIT_UNAVAILABLE));
-    }
+    let since = Timestamp::now();
     let several = args.tunnel.is_none();
-    let last = args.last.or((args.follow && args.since.is_none()).then_some(10));
-    let (mut clients, mut code) = (Vec::new(), 0);
-    let mut past = Vec::new();
-    for name in names {
-        match collect(args, &name, last).await {
-            Ok((client, events)) => {
-                past.extend(events);
-                clients.push((name, client));
-            }
-            Err(error) => {
-                let (text, failed) = args.reach.explain(&name, &error);
-                eprintln!("autossm: {text}");
-                // Of several tunnels one may well have been killed.
-                code = if several { code } else { failed };
-            }
+    let names = args.tunnel.clone().map_or_else(|| args.reach.running(), |tunnel| vec![tunnel]);
+    if names.is_empty() {
+        eprintln!("autossm: no tunnel runs{}", if args.follow { "; waiting for one" } else { "" });
+        if !args.follow {
+            return Ok(ExitCode::from(EXIT_UNAVAILABLE));
         }
+    }
+    let last = args.last.or((args.follow && args.since.is_none()).then_some(10));
+    let known: HashSet<String> = names.iter().cloned().collect();
+    let (mut past, mut followed, mut shown, mut worst) = (Vec::new(), Vec::new(), false, 0);
+    for name in names {
+        let (events, code) = collect(args, &name, last).await;
+        let after = events.as_ref().and_then(|events| events.last()).map(|event| event.seq);
+        if code != EXIT_NO_PERMISSION && (events.is_some() || code != EXIT_CONFIG) {
+            followed.push(Followed { name, after, since, told: code != 0 });
+        }
+        shown |= events.is_some();
+        worst = worst.max(code);
+        past.extend(events.into_iter().flatten());
     }
     past.sort_by_key(|event| event.at);
     past.retain(|event| args.json || is_told(event));
@@ -106,68 +115,162 @@ async fn show(args: &EventsArgs) -> io::Result<ExitCode> {
     }
     let painter = Painter::stdout();
     let text: String = past.iter().map(|event| written(event, several, args.json, painter)).collect();
-    if print(&text)? == Read::Enough || !args.follow || clients.is_empty() {
-        return Ok(ExitCode::from(code));
+    let enough = print(&text)? == Read::Enough;
+    if enough || !args.follow || (!several && followed.is_empty()) {
+        // Of several tunnels one may well have been killed.
+        return Ok(ExitCode::from(if shown { 0 } else { worst }));
     }
-    follow(args, clients, several, painter).await
+    follow(args, followed, several.then_some(known), painter).await
 }
 
-/// The past of one tunnel, and a connection that goes on with what comes.
-async fn collect(
-    args: &EventsArgs,
-    name: &str,
-    last: Option<usize>,
-) -> Result<(Option<Client>, Vec<Event>), Error> {
-    let mut client = Client::connect(&args.reach.socket(name)).await?;
+/// The past of one tunnel: as its daemon tells it, or as it is recorded where none runs. Why the daemon does not is said,
+/// and is the exit status.
+async fn collect(args: &EventsArgs, name: &str, last: Option<usize>) -> (Option<Vec<Event>>, u8) {
     // Of those that are for the record only there are at most as many again.
-    let asked = last.map(|last| if args.json { last } else { last.saturating_mul(3) });
-    client.send(Request::Events { since: args.since, after: None, last: asked, follow: false }).await?;
+    let last = last.map(|last| if args.json { last } else { last.saturating_mul(3) });
+    let asked: Result<_, Error> = async {
+        let mut client = Client::connect(&args.reach.socket(name)).await?;
+        past(&mut client, args.since, last).await
+    }
+    .await;
+    let error = match asked {
+        Ok(events) => return (Some(events), 0),
+        Err(error) => error,
+    };
+    let (text, code) = args.reach.explain(name, &error);
+    eprintln!("autossm: {text}");
+    let recorded = match error {
+        Error::NotRunning | Error::Dead(_) => args.record.events(&args.reach, name),
+        _ => None,
+    };
+    let recorded = recorded.map(|mut events| {
+        events.retain(|event| args.since.is_none_or(|since| event.at >= since));
+        events
+    });
+    (recorded, code)
+}
+
+async fn past(
+    client: &mut Client,
+    since: Option<Timestamp>,
+    last: Option<usize>,
+) -> Result<Vec<Event>, Error> {
+    client.send(Request::Events { since, after: None, last, follow: false }).await?;
     let mut events = Vec::new();
     loop {
         match client.reply().await? {
             Reply::Event(event) => events.push(*event),
-            Reply::End => break,
+            Reply::End => return Ok(events),
             _ => {}
         }
     }
-    if !args.follow {
-        return Ok((None, events));
-    }
-    let after = Some(events.last().map_or(0, |event| event.seq));
-    // Without one that was shown, only what comes from now on is new.
-    let (after, since) = if events.is_empty() { (None, Some(Timestamp::now())) } else { (after, None) };
-    client.send(Request::Events { since, after, last: None, follow: true }).await?;
-    Ok((Some(client), events))
 }
 
+/// An event, or what is to be said beside the events.
+type News = Result<Box<Event>, String>;
+
+/// A tunnel whose events are shown as they happen, from one daemon to the next.
+struct Followed {
+    name: String,
+    /// The number of the last one that was shown.
+    after: Option<u64>,
+    /// When that was, or when this began.
+    since: Timestamp,
+    /// It has been said that nothing comes at the moment.
+    told: bool,
+}
+
+impl Followed {
+    /// Ends when nobody reads on, or whoever asks may not.
+    async fn follow(mut self, reach: Reach, news: mpsc::Sender<News>) {
+        let name = self.name.clone();
+        loop {
+            let why = match self.connect(&reach.socket(&name)).await {
+                Ok(client) => self.listen(client, &news).await,
+                Err(error @ (Error::Denied(_) | Error::Refused { code: ErrorCode::Denied, .. })) => {
+                    let _ = news.send(Err(reach.explain(&name, &error).0)).await;
+                    return;
+                }
+                Err(error) => error.to_string(),
+            };
+            if !self.told {
+                self.told = true;
+                // If nobody reads on, this is over.
+                let _ = news.send(Err(format!("{name}: {why}; waiting for it to come back"))).await;
+            }
+            if news.is_closed() {
+                return;
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    async fn connect(&self, socket: &Path) -> Result<Client, Error> {
+        let mut client = Client::connect(socket).await?;
+        // A record that somebody has removed begins anew with its numbers.
+        let latest = past(&mut client, None, Some(1)).await?.last().map_or(0, |event| event.seq);
+        let after = self.after.filter(|after| *after <= latest);
+        let since = after.is_none().then_some(self.since);
+        client.send(Request::Events { since, after, last: None, follow: true }).await?;
+        Ok(client)
+    }
+
+    /// Passes on what comes; returns why nothing does any more.
+    async fn listen(&mut self, mut client: Client, news: &mpsc::Sender<News>) -> String {
+        self.told = false;
+        loop {
+            let sent = match client.next().await {
+                Some(Ok(Reply::Event(event))) => {
+                    (self.after, self.since) = (Some(event.seq), event.at);
+                    news.send(Ok(event)).await
+                }
+                Some(Ok(Reply::Missed { events })) => {
+                    let name = &self.name;
+                    news.send(Err(format!("{name}: {events} events came too fast and are not shown"))).await
+                }
+                Some(Ok(_)) => Ok(()),
+                Some(Err(Error::Io(_))) | None => return "its daemon has ended".to_owned(),
+                Some(Err(error)) => return error.to_string(),
+            };
+            if sent.is_err() {
+                return String::new();
+            }
+        }
+    }
+}
+
+/// `known`: of every tunnel, those that are found later included.
 async fn follow(
     args: &EventsArgs,
-    clients: Vec<(String, Option<Client>)>,
-    several: bool,
+    followed: Vec<Followed>,
+    known: Option<HashSet<String>>,
     painter: Painter,
 ) -> io::Result<ExitCode> {
-    let (sender, mut replies) = mpsc::channel(AHEAD);
-    for (name, client) in clients {
-        let (Some(mut client), sender) = (client, sender.clone()) else { continue };
+    let (sender, mut news) = mpsc::channel(AHEAD);
+    let several = known.is_some();
+    for tunnel in followed {
+        tokio::spawn(tunnel.follow(args.reach.clone(), sender.clone()));
+    }
+    if let Some(mut known) = known {
+        let (reach, sender, since) = (args.reach.clone(), sender.clone(), Timestamp::now());
         tokio::spawn(async move {
-            while let Some(reply) = client.next().await {
-                if sender.send((name.clone(), reply)).await.is_err() {
-                    return;
+            loop {
+                sleep(AGAIN).await;
+                for name in reach.running() {
+                    if known.insert(name.clone()) {
+                        let tunnel = Followed { name, after: None, since, told: false };
+                        tokio::spawn(tunnel.follow(reach.clone(), sender.clone()));
+                    }
                 }
             }
         });
     }
     drop(sender);
-    while let Some((name, reply)) = replies.recv().await {
-        let text = match reply {
-            Ok(Reply::Event(event)) => written(&event, several, args.json, painter),
-            Ok(Reply::Missed { events }) => {
-                eprintln!("autossm: {name}: {events} events came too fast and are not shown");
-                continue;
-            }
-            Ok(_) => continue,
-            Err(error) => {
-                eprintln!("autossm: {name}: {error}");
+    while let Some(news) = news.recv().await {
+        let text = match news {
+            Ok(event) => written(&event, several, args.json, painter),
+            Err(text) => {
+                eprintln!("autossm: {text}");
                 continue;
             }
         };
@@ -175,8 +278,7 @@ async fn follow(
             return Ok(ExitCode::SUCCESS);
         }
     }
-    eprintln!("autossm: the daemon has ended");
-    Ok(ExitCode::from(EXIT_UNAVAILABLE))
+    Ok(ExitCode::from(EXIT_NO_PERMISSION))
 }
 
 fn written(event: &Event, several: bool, json: bool, painter: Painter) -> String {
@@ -210,8 +312,6 @@ pub fn line(event: &Event, with_tunnel: bool, painter: Painter) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

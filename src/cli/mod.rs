@@ -10,6 +10,7 @@ pub mod import;
 pub mod paint;
 pub mod policy;
 pub mod reach;
+pub mod recorded;
 pub mod run;
 pub mod status;
 mod table;

@@ -8,7 +8,7 @@ mod tests;
 
 use std::fmt::Write as _;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -17,13 +17,12 @@ use super::EXIT_NOT_UP;
 use super::events::line;
 use super::paint::{Colour, Painter, print, took};
 use super::reach::{Reach, block_on};
-use super::run::state_directories;
+use super::recorded::RecordArg;
 use crate::control::client::{Client, Error};
-use crate::control::place;
 use crate::control::protocol::history::STATE;
 use crate::control::protocol::{Event, Reply, Request, State, Status};
 use crate::control::time::Timestamp;
-use crate::telemetry::history::{self, MOST};
+use crate::telemetry::history::MOST;
 pub(super) use cause::Cause;
 use incident::state;
 pub(super) use story::hindrance;
@@ -46,12 +45,9 @@ pub struct WhyArgs {
     #[command(flatten)]
     pub reach: Reach,
 
-    /// Where the record of events is, of a tunnel that does not run: what `autossm run` was given as --state-dir
-    ///
-    /// [default: --runtime-dir if that is given, else /var/lib/autossm, and $XDG_STATE_HOME/autossm or
-    /// ~/.local/state/autossm]
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
+    /// Where its record is.
+    #[command(flatten)]
+    pub record: RecordArg,
 
     /// Write a JSON object
     #[arg(long)]
@@ -89,7 +85,7 @@ async fn why(args: &WhyArgs) -> io::Result<ExitCode> {
         Err(error) => {
             let (text, code) = args.reach.explain(&args.tunnel, &error);
             let recorded = match error {
-                Error::NotRunning | Error::Dead(_) => recorded(args),
+                Error::NotRunning | Error::Dead(_) => args.record.events(&args.reach, &args.tunnel),
                 _ => None,
             };
             eprintln!("autossm: {text}");
@@ -133,24 +129,6 @@ async fn events(client: &mut Client) -> Result<Vec<Event>, Error> {
             _ => {}
         }
     }
-}
-
-/// What the state directory has of a tunnel that does not run.
-fn recorded(args: &WhyArgs) -> Option<Vec<Event>> {
-    let asked = args.state_dir.clone().or_else(|| args.reach.runtime_dir.clone());
-    let directories = asked.map_or_else(state_directories, |asked| vec![asked]);
-    for directory in directories {
-        let folder = place::folder(&directory, &args.tunnel);
-        match history::read(&folder) {
-            Ok(events) if !events.is_empty() => return Some(events),
-            Ok(_) => {}
-            Err(error) => eprintln!(
-                "autossm: {}: {error}; ask as root, or as a member of the group autossm",
-                folder.display()
-            ),
-        }
-    }
-    None
 }
 
 /// For a person.

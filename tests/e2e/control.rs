@@ -381,8 +381,11 @@ async fn events_outlive_the_daemon_and_can_be_followed() {
     assert_eq!((count("begun"), count("ready"), count("stopped")), (2, 2, 1), "{told:?}");
     assert!(count("state") >= 3 && count("listening") == 2, "{told:?}");
 
-    let mut follower =
-        command(daemon.folder.path(), &["events", "-f"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut follower = command(daemon.folder.path(), &["events", "-f"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
     // It shows the last ones first; what was seen of them is not told again.
     let ready = lab.sessions()[0].clone();
@@ -402,9 +405,35 @@ async fn events_outlive_the_daemon_and_can_be_followed() {
     assert_eq!(status["metrics"]["stream_closes"]["1000"], 1);
     assert_eq!(status["metrics"]["resumes"]["ok"], 1);
     assert_eq!(status["sessions"][0]["resumes"], 1);
+
+    // It waits for the next daemon, and shows what that one does: nothing twice, and nothing left out.
+    let folder = daemon.folder.clone();
     daemon.stop(&lab).await;
-    let status = tokio::time::timeout(PATIENCE, follower.wait()).await.unwrap().unwrap();
-    assert_eq!(status.code(), Some(69), "the follower ends with the daemon");
+    let mut said = BufReader::new(follower.stderr.take().unwrap()).lines();
+    let said = tokio::time::timeout(PATIENCE, said.next_line()).await.unwrap().unwrap().unwrap();
+    assert_eq!(said, "autossm: echo: its daemon has ended; waiting for it to come back");
+    // What is stopped has its record.
+    let state = folder.path().join("state").display().to_string();
+    let stopped = say(folder.path(), &["events", "echo", "--state-dir", &state, "-n", "1"]).await;
+    assert_eq!(stopped.code, 0, "{}", stopped.err);
+    assert!(stopped.out.contains(" INFO stopped"), "{}", stopped.out);
+    assert!(stopped.err.contains("echo: not running; start it"), "{}", stopped.err);
+    let without = say(folder.path(), &["events", "echo"]).await;
+    assert_eq!((without.code, without.out.as_str()), (69, ""), "{}", without.err);
+
+    let further = tunnel(&lab, "further", own_address(), lab.echo_addr(), "");
+    let daemon = Daemon::start_in(folder, address, &(config + &further));
+    daemon.event_times("ready", 2).await;
+    let ready = |name: &str, line: &str| line.contains(&format!(" INFO {name}: ready after"));
+    let mut seen: Vec<String> = Vec::new();
+    while !["echo", "further"].iter().all(|name| seen.iter().any(|line| ready(name, line))) {
+        seen.push(next().await);
+    }
+    assert_eq!(seen.iter().filter(|line| line.contains(" INFO echo: stopped")).count(), 1, "{seen:#?}");
+    assert_eq!(seen.iter().filter(|line| ready("echo", line)).count(), 1, "{seen:#?}");
+    assert!(follower.try_wait().unwrap().is_none());
+    follower.kill().await.unwrap();
+    daemon.stop(&lab).await;
 }
 
 /// One process of the program reads the sockets of 200 tunnels at once.

@@ -49,6 +49,8 @@ async fn a_tunnel_that_runs_is_not_said_to_be_stopped_because_nobody_may_ask() {
     assert_eq!(json[0]["state"], "unknown");
     assert!(json[0]["error"].as_str().unwrap().contains("not for you"), "{json:#}");
     assert!(json[0].get("since").is_none() && json[0].get("daemon").is_none(), "{json:#}");
+    let said = stranger_says(folder.path(), &["events"]).await;
+    assert_eq!((said.code, said.out.as_str()), (77, ""), "{}", said.err);
     for arguments in [&["wait", "echo"][..], &["drain", "echo"], &["events", "echo"], &["status", "echo"]] {
         let said = stranger_says(folder.path(), arguments).await;
         assert_eq!(said.code, 77, "{arguments:?}: {}{}", said.out, said.err);
