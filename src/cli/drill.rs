@@ -16,7 +16,7 @@ use super::reach::{Reach, block_on};
 use super::{EXIT_NOT_UP, EXIT_USAGE};
 use crate::config::{ProbeKind, Tunnel};
 use crate::control::client::{Client, Error};
-use crate::control::protocol::{Event, Phase, Reply, Request, Session, Status, history};
+use crate::control::protocol::{Event, Phase, Reply, Request, Session, State, Status, history};
 use crate::control::time::Timestamp;
 use crate::probe::{Destination, ask};
 
@@ -69,6 +69,8 @@ Exit status:
 #[derive(Debug, Default, Serialize)]
 struct Outcome {
     name: String,
+    /// A session has taken its place, and new connections go through, within the time.
+    back: bool,
     /// The session that was hit.
     session: String,
     plugin_pid: Option<u32>,
@@ -158,7 +160,7 @@ async fn drill(args: &DrillArgs) -> Result<io::Result<u8>, Error> {
         outcome.waited = now.released.saturating_sub(then.released);
         outcome.timed_out = now.timed_out.saturating_sub(then.timed_out);
     }
-    let is_back = match back {
+    outcome.back = match back {
         Ok(Ok(())) => true,
         Ok(Err(error)) => return Err(error),
         Err(_) => false,
@@ -166,12 +168,12 @@ async fn drill(args: &DrillArgs) -> Result<io::Result<u8>, Error> {
     let text = if args.json {
         serde_json::to_string(&outcome).map(|text| text + "\n").map_err(io::Error::from)
     } else {
-        Ok(written(&outcome, is_back, Painter::stdout()))
+        Ok(written(&outcome, Painter::stdout()))
     };
-    if !is_back {
+    if !outcome.back {
         eprintln!("autossm: {name}: not back after {:?}: autossm why {name}", args.timeout);
     }
-    Ok(text.and_then(|text| print(&text)).map(|_| if is_back { 0 } else { EXIT_NOT_UP }))
+    Ok(text.and_then(|text| print(&text)).map(|_| if outcome.back { 0 } else { EXIT_NOT_UP }))
 }
 
 /// Says what will be cut and asks whoever sits at the terminal.
@@ -212,35 +214,58 @@ async fn follow(socket: &Path) -> Result<Client, Error> {
 
 /// Reads events until the session has its replacement, and new connections go through.
 async fn watch(mut events: Client, outcome: &mut Outcome, lost: &Notify) -> Result<(), Error> {
-    let mut killed: Option<Timestamp> = None;
-    let mut down: Option<Timestamp> = None;
+    let mut progress = Progress::default();
     while let Some(reply) = events.next().await {
         let Reply::Event(event) = reply? else { continue };
-        let about_it = event.session.as_deref() == Some(&outcome.session);
-        match event.event.as_str() {
-            "requested" if about_it => killed = Some(event.at),
-            _ if killed.is_none() => {}
-            "lost" if about_it => {
-                outcome.noticed_ms = since(&event, killed);
-                lost.notify_one();
-                outcome.cut = event.fields.get("cut").and_then(serde_json::Value::as_u64).unwrap_or(0);
-            }
-            "ready" if outcome.replacement.is_none() => {
-                outcome.ready_ms = since(&event, killed);
-                outcome.replacement.clone_from(&event.session);
-            }
-            history::STATE if event.fields.get("state").is_some_and(|state| state == "up") => {
-                outcome.without_session_ms = since(&event, down.take());
-            }
-            history::STATE => down = down.or(Some(event.at)),
-            _ => {}
+        let back = progress.note(&event, outcome);
+        if outcome.noticed_ms.is_some() {
+            lost.notify_one();
         }
-        // `ready` is told before the state that follows from it.
-        if outcome.replacement.is_some() && down.is_none() {
+        if back {
             return Ok(());
         }
     }
     Err(Error::Io(io::ErrorKind::UnexpectedEof.into()))
+}
+
+/// What is known so far.
+#[derive(Default)]
+struct Progress {
+    killed: Option<Timestamp>,
+    /// Since when no new connection goes through.
+    down: Option<Timestamp>,
+}
+
+impl Progress {
+    /// Whether the tunnel is back with this event.
+    fn note(&mut self, event: &Event, outcome: &mut Outcome) -> bool {
+        let about_it = event.session.as_deref() == Some(&outcome.session);
+        match event.event.as_str() {
+            "requested" if about_it => self.killed = Some(event.at),
+            _ if self.killed.is_none() => {}
+            "lost" if about_it => {
+                outcome.noticed_ms = since(event, self.killed);
+                outcome.cut = event.fields.get("cut").and_then(serde_json::Value::as_u64).unwrap_or(0);
+            }
+            "ready" if outcome.replacement.is_none() => {
+                outcome.ready_ms = since(event, self.killed);
+                outcome.replacement.clone_from(&event.session);
+            }
+            history::STATE if serves(event) => {
+                outcome.without_session_ms = since(event, self.down.take()).or(outcome.without_session_ms);
+            }
+            history::STATE => self.down = self.down.or(Some(event.at)),
+            _ => {}
+        }
+        // `ready` is told before the state that follows from it.
+        outcome.replacement.is_some() && self.down.is_none()
+    }
+}
+
+/// New connections go through, even if the destination does not answer them.
+fn serves(event: &Event) -> bool {
+    let word = event.fields.get("state").and_then(serde_json::Value::as_str);
+    [State::Up, State::Degraded].iter().any(|state| word == Some(state.word()))
 }
 
 fn since(event: &Event, start: Option<Timestamp>) -> Option<u64> {
@@ -263,6 +288,9 @@ async fn client_view(
             "not measured: the configuration file cannot be read, or has other tunnels".to_owned(),
         );
     };
+    if status.state == State::Degraded {
+        return (None, "not measured: the destination did not answer before, either".to_owned());
+    }
     let Some(probe) = &tunnel.probe else {
         return (
             None,
@@ -311,9 +339,9 @@ async fn client_view(
     }
 }
 
-fn written(outcome: &Outcome, is_back: bool, painter: Painter) -> String {
+fn written(outcome: &Outcome, painter: Painter) -> String {
     let millis = |ms: Option<u64>| ms.map_or_else(|| "never".to_owned(), took);
-    let (headline, colour) = match (is_back, outcome.without_session_ms, outcome.ready_ms) {
+    let (headline, colour) = match (outcome.back, outcome.without_session_ms, outcome.ready_ms) {
         (true, Some(without), _) => {
             (format!("{} was back after {}", outcome.name, took(without)), Colour::Green)
         }
@@ -354,4 +382,42 @@ fn written(outcome: &Outcome, is_back: bool, painter: Painter) -> String {
     let client = outcome.client_ms.map(|ms| format!("{}: ", took(ms))).unwrap_or_default();
     fact("a client", &format!("{client}{}", outcome.client));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(at: u64, word: &str, session: Option<&str>, state: Option<&str>) -> Event {
+        let (at, session) = (Timestamp::from_millis(at), session.map(str::to_owned));
+        let fields = state.map(|state| ("state".to_owned(), state.into())).into_iter().collect();
+        Event { at, event: word.to_owned(), session, fields, ..Event::default() }
+    }
+
+    /// The time until a tunnel was back, and how long it did not serve.
+    fn back(events: &[Event]) -> Option<(u64, Option<u64>)> {
+        let mut outcome = Outcome { session: "a".to_owned(), ..Outcome::default() };
+        let mut progress = Progress::default();
+        let last = events.iter().find(|event| progress.note(event, &mut outcome))?;
+        Some((last.at.millis(), outcome.without_session_ms))
+    }
+
+    #[test]
+    fn a_tunnel_is_back_when_it_serves_whether_or_not_its_destination_answers() {
+        let state = |at, state| event(at, history::STATE, None, Some(state));
+        let killed = event(100, "requested", Some("a"), None);
+        let lost = event(102, "lost", Some("a"), None);
+        let ready = event(900, "ready", Some("b"), None);
+        for last in ["up", "degraded"] {
+            let events =
+                [killed.clone(), lost.clone(), state(103, "starting"), ready.clone(), state(901, last)];
+            assert_eq!(back(&events), Some((901, Some(798))), "{last}");
+            assert_eq!(back(&events[..4]), None);
+        }
+        // Others serve meanwhile, and find the destination down.
+        let events = [killed.clone(), lost.clone(), state(500, "degraded"), ready.clone()];
+        assert_eq!(back(&events), Some((900, None)));
+        // What was before the kill, or is about another session, says nothing.
+        assert_eq!(back(&[state(1, "waiting"), ready, killed, lost]), None);
+    }
 }

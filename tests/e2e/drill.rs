@@ -1,12 +1,16 @@
 //! `autossm drill`: a plugin killed on purpose, and what is measured of it.
 
+use std::process::Stdio;
+
 use autossm_lab::Lab;
 use autossm_lab::load::Load;
 use autossm_lab::options::Options;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::daemon::{Daemon, until};
+use crate::control::command;
+use crate::daemon::{Daemon, PATIENCE, until};
+use crate::terminal::Terminal;
 
 const PROBE: &str = "[tunnel.probe]\nkind = \"custom\"\nsend = \"hello\"\nexpect = \"hello\"\n";
 
@@ -96,5 +100,50 @@ async fn a_tunnel_that_is_down_is_not_exercised() {
     let said = daemon.say(&["drill", "echo", "--yes"]).await;
     assert_eq!(said.code, 1, "{}", said.out);
     assert!(said.err.contains("cannot show how it comes back: autossm why echo"), "{}", said.err);
+    daemon.stop(&lab).await;
+}
+
+/// A destination that does not answer is no reason for the tunnel not to be back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_degraded_tunnel_comes_back_as_it_was() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let probe = "[tunnel.probe]\nkind = \"custom\"\nsend = \"hello\"\nexpect = \"bye\"\ninterval = \"1s\"\ntimeout = \"1s\"\nfall = 1\n";
+    let daemon = Daemon::echo(&lab, probe).await;
+    daemon.event("degraded").await;
+    let said = daemon.say(&["drill", "echo", "--yes", "--json", "--timeout", "10s"]).await;
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    let outcome = said.json();
+    assert_eq!(outcome["back"], true, "{outcome:#}");
+    assert!(outcome["without_session_ms"].is_u64(), "{outcome:#}");
+    assert!(outcome["client"].as_str().unwrap().contains("did not answer before"), "{outcome:#}");
+    daemon.stop(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_sits_at_a_terminal_is_asked() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let daemon = Daemon::echo(&lab, "").await;
+    let client = open(&daemon).await;
+    let (session, plugin) = (lab.sessions()[0].clone(), daemon.plugin().await);
+    for (answer, code) in [("\n", 2), ("no\n", 2), ("maybe\n", 2), ("\u{4}", 2), ("Yes\n", 0)] {
+        assert_eq!(daemon.plugins(), [plugin], "before {answer:?}");
+        let mut terminal = Terminal::new(80);
+        let mut drill = command(daemon.folder.path(), &["drill", "echo"]);
+        let drill = drill.stdin(terminal.stdio()).stdout(Stdio::piped()).stderr(terminal.stdio());
+        let drill = drill.spawn().unwrap();
+        let asked = terminal.shows("the question", |text| text.ends_with("[y/N] ")).await;
+        assert_eq!(
+            asked,
+            format!(
+                "echo: kill the plugin of session {session} (pid {plugin})? Its 1 open connections will be cut; clients that \
+                 come meanwhile wait. [y/N] "
+            )
+        );
+        terminal.types(answer);
+        let output = tokio::time::timeout(PATIENCE, drill.wait_with_output()).await.unwrap().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{answer:?}");
+    }
+    assert_ne!(daemon.plugin().await, plugin);
+    drop(client);
     daemon.stop(&lab).await;
 }

@@ -1,7 +1,7 @@
 //! A pseudo-terminal: what an operator sees of a command that runs on one.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
 
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::daemon::PATIENCE;
 
 pub struct Terminal {
+    keyboard: File,
     /// All that was written to it.
     screen: watch::Receiver<String>,
     theirs: OwnedFd,
@@ -27,7 +28,8 @@ impl Terminal {
         let theirs = open(&name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
         let size = Winsize { ws_row: 40, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(&theirs, size).unwrap();
-        let mut reader = File::from(ours);
+        let keyboard = File::from(ours);
+        let mut reader = keyboard.try_clone().unwrap();
         let (sender, screen) = watch::channel(String::new());
         // It ends with the last of those that have the other side open.
         std::thread::spawn(move || {
@@ -36,12 +38,16 @@ impl Terminal {
                 sender.send_modify(|text| text.push_str(&String::from_utf8_lossy(&buffer[..count])));
             }
         });
-        Self { screen, theirs }
+        Self { keyboard, screen, theirs }
     }
 
     /// For a command's standard input, output or error.
     pub fn stdio(&self) -> Stdio {
         self.theirs.try_clone().unwrap().into()
+    }
+
+    pub fn types(&mut self, text: &str) {
+        self.keyboard.write_all(text.as_bytes()).unwrap();
     }
 
     /// Waits until what was written is as wanted.
