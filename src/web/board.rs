@@ -20,8 +20,8 @@ const EVENTS: usize = 2000;
 const ALL_EVENTS: usize = 100_000;
 /// Events kept of each tunnel at least.
 const DAY: usize = 200;
-/// Events kept of all, for clients of `/api/events` that come back.
-const ARRIVED: usize = 10_000;
+/// Events that a client of `/api/events` gets that comes back, at most.
+const BACKLOG: usize = 10_000;
 /// How often a sample is taken of connections and throughput.
 pub const SAMPLE_EVERY: Duration = Duration::from_secs(10);
 /// Samples kept: a quarter of an hour.
@@ -52,7 +52,7 @@ struct Inner {
     tunnels: BTreeMap<String, Tunnel>,
     /// Tunnels that are to run.
     expected: BTreeSet<String>,
-    arrived: VecDeque<Arrived>,
+    /// The number of the next event.
     next: u64,
     /// The directory was read.
     searched: bool,
@@ -66,7 +66,9 @@ struct Tunnel {
     lost: Option<Lost>,
     /// It was to run, and is not any more.
     dropped: bool,
-    events: VecDeque<Arc<Event>>,
+    events: VecDeque<Arrived>,
+    /// The last one for which there was no room any more.
+    evicted: Option<Arrived>,
     /// What is drawn of them, and of those before.
     past: Past,
     samples: Samples,
@@ -118,6 +120,17 @@ pub struct Arrived {
     pub number: u64,
     /// The event.
     pub event: Arc<Event>,
+}
+
+/// Events for a client that goes on where it was.
+#[derive(Debug)]
+pub struct Followed {
+    /// What has happened, in its order.
+    pub here: VecDeque<Arrived>,
+    /// Before that there were others.
+    pub missed: bool,
+    /// What happens, of any tunnel.
+    pub coming: broadcast::Receiver<Arrived>,
 }
 
 /// A tunnel as `/api/tunnels` and the answers about one have it.
@@ -288,30 +301,29 @@ impl Board {
         let event = Arc::new(event);
         let mut inner = self.inner();
         let most = (ALL_EVENTS / inner.tunnels.len().max(1)).clamp(DAY, EVENTS);
-        let tunnel = inner.tunnels.entry(name.to_owned()).or_default();
-        let mut latest = tunnel.events.iter().rev().take_while(|known| known.at >= event.at);
+        let Inner { tunnels, next, .. } = &mut *inner;
+        let tunnel = tunnels.entry(name.to_owned()).or_default();
+        let mut latest =
+            tunnel.events.iter().rev().map(|known| &known.event).take_while(|one| one.at >= event.at);
         if latest.any(|known| *known == event) {
             return;
         }
         tunnel.past.take(&event);
-        tunnel.events.push_back(event.clone());
+        let arrived = Arrived { number: *next, event };
+        *next += 1;
+        tunnel.events.push_back(arrived.clone());
         let many = tunnel.events.len().saturating_sub(most);
-        tunnel.events.drain(..many);
+        tunnel.evicted = tunnel.events.drain(..many).next_back().or(tunnel.evicted.take());
         tunnel.timeline_changed = true;
-        let arrived = Arrived { number: inner.next, event };
-        inner.next += 1;
-        if inner.arrived.len() == ARRIVED {
-            inner.arrived.pop_front();
-        }
-        inner.arrived.push_back(arrived.clone());
-        drop(inner);
+        // While nobody can begin to follow, who would get it twice.
         let _ = self.happened.send(arrived);
+        drop(inner);
         self.dirty.notify_one();
     }
 
     /// When the last event of this tunnel was that is here.
     pub fn last_event(&self, name: &str) -> Option<Timestamp> {
-        self.inner().tunnels.get(name).and_then(|tunnel| tunnel.events.back()).map(|event| event.at)
+        self.inner().tunnels.get(name).and_then(|tunnel| tunnel.events.back()).map(|last| last.event.at)
     }
 
     /// Whether a tunnel that has no socket any more has done what somebody wanted: it is not to run, and was told to stop,
@@ -465,20 +477,26 @@ impl Board {
     /// The last events of one tunnel or of all, oldest first.
     pub fn events(&self, name: Option<&str>, last: usize) -> Vec<Arc<Event>> {
         let inner = self.inner();
-        let mut events: Vec<_> = match name {
-            Some(name) => inner.tunnels.get(name).map(|one| one.events.iter().cloned().collect()),
-            None => Some(inner.tunnels.values().flat_map(|one| one.events.iter().cloned()).collect()),
-        }
-        .unwrap_or_default();
-        events.sort_by_key(|event| event.at);
+        let tunnels = inner.tunnels.iter().filter(|(one, _)| name.is_none_or(|name| name == *one));
+        let events = tunnels.flat_map(|(_, tunnel)| tunnel.events.iter().rev().take(last));
+        let mut events: Vec<_> = events.map(|arrived| arrived.event.clone()).collect();
+        events.sort_by_key(|event| (event.at, event.seq));
         events.drain(..events.len().saturating_sub(last));
         events
     }
 
-    /// Events from now on, and those that are here already.
-    pub fn follow(&self) -> (Vec<Arrived>, broadcast::Receiver<Arrived>) {
+    /// Events of this tunnel, or of all, from now on; and those before that `admits` lets in.
+    pub fn follow(&self, name: Option<&str>, admits: impl Fn(&Arrived) -> bool) -> Followed {
         let inner = self.inner();
-        (inner.arrived.iter().cloned().collect(), self.happened.subscribe())
+        let (mut here, mut missed) = (Vec::new(), false);
+        for (_, tunnel) in inner.tunnels.iter().filter(|(one, _)| name.is_none_or(|name| name == *one)) {
+            here.extend(tunnel.events.iter().filter(|arrived| admits(arrived)).cloned());
+            missed |= tunnel.evicted.as_ref().is_some_and(&admits);
+        }
+        here.sort_by_key(|arrived| arrived.number);
+        let many = here.len().saturating_sub(BACKLOG);
+        here.drain(..many);
+        Followed { here: here.into(), missed: missed || many > 0, coming: self.happened.subscribe() }
     }
 
     /// Changes from now on, for a page; as long as the value lives, tunnels are asked often.
@@ -516,8 +534,8 @@ impl Lost {
 impl Tunnel {
     /// Whether its last word was that it stops.
     fn was_stopped(&self) -> bool {
-        let told = self.events.iter().rfind(|event| event.event == history::STATE);
-        let told = told.and_then(|event| event.fields.get("state")?.as_str());
+        let told = self.events.iter().rfind(|known| known.event.event == history::STATE);
+        let told = told.and_then(|known| known.event.fields.get("state")?.as_str());
         told.is_some_and(|word| [State::Stopping, State::Stopped].iter().any(|state| state.word() == word))
             || self.status.as_deref().is_none_or(|one| matches!(one.state, State::Stopping | State::Stopped))
     }
@@ -571,11 +589,18 @@ mod tests {
         }
         assert_eq!(board.events(Some("999"), usize::MAX).len(), DAY);
         assert_eq!(board.events(None, 5).len(), 5);
-        let (arrived, _) = board.follow();
-        assert_eq!(arrived.len(), ARRIVED);
+        let all = |_: &Arrived| true;
+        let followed = board.follow(None, all);
+        assert!(followed.here.len() == BACKLOG && followed.missed);
         // Asked for again from the last moment on.
         board.event("999", event(299, 299));
-        assert_eq!(board.follow().0.last().map(|last| last.number), arrived.last().map(|last| last.number));
+        let number = |followed: &Followed| followed.here.back().map(|last| last.number);
+        assert_eq!(number(&board.follow(None, all)), number(&followed));
+        // Who was there lately has missed nothing; who comes back too late is told so.
+        let of = |least: u64| board.follow(Some("999"), move |arrived| arrived.event.at.millis() >= least);
+        assert!((of(100).here.len(), of(100).missed) == (200, false));
+        assert!((of(99).here.len(), of(99).missed) == (200, true));
+        assert!(of(300).here.is_empty() && !of(300).missed);
         // A daemon that counts anew.
         board.event("999", event(1, 300));
         assert_eq!(board.last_event("999"), Some(Timestamp::from_millis(300)));

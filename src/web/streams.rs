@@ -1,6 +1,5 @@
 //! Answers that do not end: server-sent events (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +10,12 @@ use http::{Response, StatusCode};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{OwnedSemaphorePermit, broadcast};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::answers::{Answer, Site, plain};
-use super::board::{Arrived, View, message};
+use super::board::{Arrived, Followed, View, message};
 use crate::control::time::Timestamp;
 
 /// A stream says something at least so often: that it is alive, and what time it is.
@@ -59,31 +58,25 @@ pub fn live(site: &Arc<Site>) -> Response<Answer> {
 pub fn events(site: &Arc<Site>, tunnel: Option<String>, back: &str) -> Response<Answer> {
     struct Following {
         tunnel: Option<String>,
-        from: From,
-        waiting: VecDeque<Arrived>,
-        coming: broadcast::Receiver<Arrived>,
+        followed: Followed,
         instance: Timestamp,
         alive: Interval,
         _place: OwnedSemaphorePermit,
     }
     let Ok(place) = site.streams.clone().try_acquire_owned() else { return busy() };
-    let (here, coming) = site.board.follow();
     let instance = site.instance;
-    let following = Following {
-        tunnel,
-        from: From::new(back, instance),
-        waiting: here.into(),
-        coming,
-        instance,
-        alive: alive(),
-        _place: place,
-    };
+    let from = From::new(back, instance);
+    let followed = site.board.follow(tunnel.as_deref(), |arrived| from.admits(arrived));
+    let following = Following { tunnel, followed, instance, alive: alive(), _place: place };
     let messages = stream::unfold(following, async |mut following| {
         loop {
-            let arrived = match following.waiting.pop_front() {
+            if std::mem::take(&mut following.followed.missed) {
+                return Some((message("missed", &json!({ "events": null })), following));
+            }
+            let arrived = match following.followed.here.pop_front() {
                 Some(arrived) => arrived,
                 None => tokio::select! {
-                    arrived = following.coming.recv() => match arrived {
+                    arrived = following.followed.coming.recv() => match arrived {
                         Ok(arrived) => arrived,
                         Err(RecvError::Lagged(events)) => {
                             return Some((message("missed", &json!({ "events": events })), following));
@@ -94,7 +87,7 @@ pub fn events(site: &Arc<Site>, tunnel: Option<String>, back: &str) -> Response<
                 },
             };
             let wanted = following.tunnel.as_ref().is_none_or(|name| *name == arrived.event.tunnel);
-            if wanted && following.from.admits(&arrived) {
+            if wanted {
                 let id = format!(
                     "id: {}-{}-{}\n",
                     following.instance.millis(),

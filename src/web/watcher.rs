@@ -106,9 +106,14 @@ impl Watcher {
         let since = Some(last.unwrap_or_else(|| Timestamp::now().before(timeline::LENGTH)));
         client.send(Request::Events { since, after: None, last: None, follow: true }).await?;
         while let Some(reply) = client.next().await {
-            if let Reply::Event(event) = reply? {
-                self.board.event(&self.name, *event);
-                self.news.notify_one();
+            match reply? {
+                Reply::Event(event) => {
+                    self.board.event(&self.name, *event);
+                    self.news.notify_one();
+                }
+                // They are on record: asked for anew, from the last one before them.
+                Reply::Missed { .. } => break,
+                _ => {}
             }
         }
         Ok(())

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use autossm::control::protocol::{Credentials, State};
+use autossm::control::protocol::{Credentials, Event, Line, Reply, Request, State};
 use autossm::control::time::Timestamp;
 use autossm_lab::Lab;
 use autossm_lab::fault::Fault;
@@ -466,6 +466,76 @@ async fn a_stream_of_events_goes_on_where_it_was_cut() {
     assert!(((seq + 1)..=(seq + 4)).all(|seq| seen.contains(&seq)), "{seq}: {seen:?}");
     drop(stream);
     daemon.stop(&lab).await;
+}
+
+/// A daemon of which we are too slow a follower says so once; what it has left out is on its record.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_follower_has_missed_is_asked_for_again_and_who_was_away_too_long_is_told() {
+    let event_of = |seq: u64, at: Timestamp| Event { seq, ..event("busy", at, "failed", "no session") };
+    let mut sample = Sample::new();
+    let day: Vec<_> = (1..=2500).map(|seq| event_of(seq, ago(82_500 - 30 * seq))).collect();
+    sample.add(up("busy", 1), &day);
+    let folder = sample.path().join("burst");
+    std::fs::create_dir(&folder).unwrap();
+    let listener = tokio::net::UnixListener::bind(folder.join("control.sock")).unwrap();
+    let began = Timestamp::now();
+    let daemon = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut lines = BufReader::new(&mut stream).lines();
+                while let Ok(Some(line)) = lines.next_line().await {
+                    let Line { body: request, .. }: Line<Request> = serde_json::from_str(&line).unwrap();
+                    let at = |seq| began.before(Duration::from_secs(100 - seq));
+                    let tell = |seq| Reply::Event(Box::new(event_of(seq, at(seq))));
+                    let replies: Vec<_> = match request {
+                        Request::Events { since: Some(since), .. } if since < at(1) => {
+                            vec![tell(1), tell(2), Reply::Missed { events: 3 }, tell(6)]
+                        }
+                        Request::Events { since: Some(since), .. } => {
+                            (1..=6).filter(|seq| at(*seq) >= since).map(tell).collect()
+                        }
+                        _ => vec![Reply::Status(Box::new(up("burst", 2)))],
+                    };
+                    for reply in replies {
+                        let text = serde_json::to_string(&Line::new(reply)).unwrap() + "\n";
+                        lines.get_mut().get_mut().write_all(text.as_bytes()).await.unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let web = Web::start(sample.path()).await;
+    web.knows(2).await;
+    let began = Instant::now();
+    loop {
+        let answer = web.get("/api/events?tunnel=burst").await.json();
+        let seen: Vec<_> =
+            answer["events"].as_array().unwrap().iter().map(|one| one["seq"].clone()).collect();
+        if seen == [1, 2, 3, 4, 5, 6] {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "{seen:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    let first = async |at: Timestamp| {
+        // An id of another process of autossm web, which has left off there.
+        let request = format!(
+            "GET /api/events?tunnel=busy HTTP/1.0\r\nAccept: text/event-stream\r\nLast-Event-ID: 1-1-{}\r\n\r\n",
+            at.millis()
+        );
+        let mut lines = BufReader::new(web.open(&request).await).lines();
+        loop {
+            let line = timeout(PATIENCE, lines.next_line()).await.expect("an event").unwrap().unwrap();
+            if let Some(kind) = line.strip_prefix("event: ") {
+                break kind.to_owned();
+            }
+        }
+    };
+    assert_eq!(first(ago(82_000)).await, "missed", "2000 events are kept of a tunnel");
+    assert_eq!(first(ago(30_000)).await, "event");
+    daemon.abort();
 }
 
 #[tokio::test]
