@@ -117,12 +117,18 @@ impl Route {
     }
 }
 
-/// The route with the fewest open connections, those of `refused` and those that are over left out.
+/// The route with the fewest open connections, those of `refused` and those that are over left out. Most clients that have
+/// shut down their side are gone and only wait for the end of `half_close_timeout`: they count where there is no other
+/// difference. With them a session whose agent has just died would look like the emptier one for seconds, while its clients
+/// wait and those of the others come and go.
 pub(super) fn choose(routes: &[Arc<Route>], refused: &[Generation]) -> Option<Arc<Route>> {
     routes
         .iter()
         .filter(|route| !route.ended.is_cancelled() && !refused.contains(&route.generation))
-        .min_by_key(|route| *route.open.borrow())
+        .min_by_key(|route| {
+            let open = *route.open.borrow();
+            (open.saturating_sub(route.half_closed.load(Relaxed)), open)
+        })
         .cloned()
 }
 
@@ -247,6 +253,11 @@ mod tests {
         assert_eq!(choose(&routes, &[]).unwrap().generation, Generation(2));
         assert_eq!(choose(&routes, &[Generation(2)]).unwrap().generation, Generation(1));
         assert!(choose(&routes, &[Generation(1), Generation(2)]).is_none());
+        // Both of the first one's clients have said goodbye.
+        routes[0].half_closed.store(2, Relaxed);
+        assert_eq!(choose(&routes, &[]).unwrap().generation, Generation(1));
+        routes[1].half_closed.store(1, Relaxed);
+        assert_eq!(choose(&routes, &[]).unwrap().generation, Generation(2));
     }
 
     /// With its accept queue full the plugin's kernel drops the connection's first packet. The client goes away

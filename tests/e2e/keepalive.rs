@@ -14,6 +14,8 @@ use crate::faults::{KEYS, Outcome, loaded};
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What the agent has for an acknowledgement.
 const SILENCE: Duration = Duration::from_secs(15);
+/// No new connection waits longer, but for those that were given to a session that is dead.
+const LONG: Duration = Duration::from_secs(2);
 /// For a busy machine, beyond what is promised.
 const SLACK: Duration = Duration::from_millis(1500);
 
@@ -167,7 +169,54 @@ async fn a_hanging_agent_is_noticed_and_failed_over() {
     .await;
     println!("from the agent's hanging to its being noticed: {:.1} s", noticed.as_secs_f64());
     assert!(noticed <= Duration::from_secs(2) + SILENCE + SLACK, "{noticed:?}");
+    given_to_it(&outcome);
     outcome.none_failed().long_lived_survives().starts(3);
+}
+
+/// New connections that went to the session whose agent hangs, which nobody knows before it is noticed. They make it the
+/// fuller one of the two, so that they are few.
+fn given_to_it(outcome: &Outcome) -> usize {
+    let noticed = outcome.log.iter().find(|line| line.field("event") == "interrupted").unwrap().at;
+    let given: Vec<_> = outcome.seen.attempts.iter().filter(|attempt| attempt.took > LONG).collect();
+    let longest = given.iter().map(|attempt| attempt.took).max().unwrap_or_default();
+    println!(
+        "of {} connections {} were given to the session with the hanging agent, and waited up to {:.1} s",
+        outcome.seen.attempts.len(),
+        given.len(),
+        longest.as_secs_f64()
+    );
+    assert!(given.iter().all(|attempt| attempt.at <= noticed + SLACK), "{given:?}\n{}", outcome.story());
+    assert!(given.len() <= 10, "{given:?}");
+    given.len()
+}
+
+/// It does not come back: what was given to it is cut when `resume_for` is over, and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hanging_agent_that_stays_so_cuts_only_what_it_was_given() {
+    let resume_for = Duration::from_secs(10);
+    let keys = "sessions = 2\nkeepalive = \"2s\"\nresume_for = \"10s\"\n";
+    let outcome = under_load("agent of one of two sessions hangs for good", keys, async |lab, daemon| {
+        daemon.event_times("ready", 2).await;
+        let session = lab.sessions().remove(0);
+        assert!(lab.hang_agent(&session, true));
+        let interrupted = daemon.event("interrupted").await;
+        daemon.event_times("ready", 3).await;
+        let lost = daemon.event("lost").await;
+        assert_eq!(lost.field("session"), session);
+        let after = lost.at.duration_since(interrupted.at).unwrap();
+        assert!(after >= resume_for - SLACK && after <= resume_for + SLACK, "{after:?}");
+    })
+    .await;
+    let lost: Vec<_> = outcome.log.iter().filter(|line| line.field("event") == "lost").collect();
+    assert_eq!(lost.len(), 1, "{}", outcome.story());
+    let given = given_to_it(&outcome);
+    let cut = outcome.seen.failures().count() + outcome.seen.long_lived.cuts.len();
+    println!(
+        "{} connections were open on it, {given} new ones among them; {cut} were cut",
+        lost[0].number("cut")
+    );
+    assert!(cut as u64 <= lost[0].number("cut"), "{}", outcome.story());
+    outcome.none_failed().starts(3);
 }
 
 /// Without a client only the keep-alive can tell.
