@@ -202,9 +202,8 @@ async fn a_pool_hides_killed_plugins() {
     let lab = Lab::start(Options::default()).await.unwrap();
     let daemon = Daemon::echo(&lab, "sessions = 4").await;
     daemon.event_times("ready", 4).await;
-    let quiet = Load::start(daemon.address, 20);
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    let quiet = quiet.finish().await.longest_wait();
+    // The same without a tunnel, at the same time: what the host itself makes connections wait.
+    let direct = Load::start(lab.echo_addr(), 20);
     let load = Load::start(daemon.address, 20);
     let mut plugins = daemon.plugins();
     for kill_number in 0..KILLS {
@@ -218,7 +217,7 @@ async fn a_pool_hides_killed_plugins() {
         plugins.extend(new);
         assert!(plugins.len() >= 3, "after {} kills: {}", kill_number + 1, daemon.tail());
     }
-    let seen = load.finish().await;
+    let (seen, direct) = (load.finish().await, direct.finish().await);
     let ends: Vec<_> = daemon
         .events("lost")
         .iter()
@@ -226,18 +225,22 @@ async fn a_pool_hides_killed_plugins() {
         .collect();
     let failed = seen.failed(&ends);
     println!(
-        "{KILLS} kills: {} connections, {} cut with their session, {} failed otherwise, longest wait {:.1} ms ({:.1} ms without kills); held {} times",
+        "{KILLS} kills: {} connections, {} cut with their session, {} failed otherwise; held {} times",
         seen.attempts.len(),
         seen.failures().count() - failed.len(),
         failed.len(),
-        seen.longest_wait().as_secs_f64() * 1e3,
-        quiet.as_secs_f64() * 1e3,
         daemon.events("holding").len(),
     );
+    for (way, seen) in [("through the pool", &seen), ("directly", &direct)] {
+        let [half, most, all] = [0.5, 0.99, 1.0].map(|share| seen.wait_of(share).as_secs_f64() * 1e3);
+        println!("{way}: half wait up to {half:.1} ms, 99 % up to {most:.1} ms, the longest {all:.1} ms");
+    }
     assert_eq!(failed.len(), 0, "{failed:?}");
     assert_eq!(daemon.events("holding").len(), 0);
-    // On a host so busy that connections wait without any kill, that counts three times.
-    assert!(seen.longest_wait() <= LONGEST.max(3 * quiet), "{:?}", seen.longest_wait());
+    assert!(seen.wait_of(0.99) <= LONGEST, "{:?}", seen.wait_of(0.99));
+    // A host that makes even a direct connection wait for longer than a third of this is not to be measured by it.
+    let longest = LONGEST.max(3 * direct.longest_wait());
+    assert!(seen.longest_wait() <= longest, "{:?}, with {longest:?} allowed", seen.longest_wait());
     daemon.stop(&lab).await;
 }
 
@@ -301,8 +304,7 @@ async fn throughput_grows_with_the_pool() {
             let ratio = rate / *one.get_or_insert(rate);
             println!("{way}: {sessions:8}   {rate:4.2}   {ratio:5.2}   {spread:?}");
             assert_eq!(spread.iter().max(), spread.iter().min(), "opened at once, they are spread evenly");
-            // Downward the lab's own agents send, all in this process: on a busy host they are the limit.
-            assert!(!upward || sessions != 4 || ratio >= 3.5, "{ratio}");
+            assert!(sessions != 4 || ratio >= 3.5, "{way}: {ratio}");
         }
     }
 }

@@ -101,8 +101,16 @@ impl Seen {
 
     /// The longest wait of a connection that was served.
     pub fn longest_wait(&self) -> Duration {
+        self.wait_of(1.0)
+    }
+
+    /// So long waited at most this share of the connections that were served: 0.5 for the median.
+    pub fn wait_of(&self, share: f64) -> Duration {
         let served = self.attempts.iter().filter(|attempt| attempt.failure.is_none());
-        served.map(|attempt| attempt.took).max().unwrap_or_default()
+        let mut waits: Vec<_> = served.map(|attempt| attempt.took).collect();
+        waits.sort_unstable();
+        let last = waits.len().saturating_sub(1);
+        waits.get((last as f64 * share).ceil() as usize).copied().unwrap_or_default()
     }
 }
 
@@ -258,6 +266,10 @@ mod tests {
         let ends = [SessionEnd::told(at(6) + SLACK, 0, "the plugin exited: killed by signal 9")];
         assert_eq!(seen.failed(&ends).len(), 2, "all that ended just before a plugin's end was known");
         assert_eq!(seen.longest_wait(), Duration::from_secs(2));
+        let attempts = (1..=101).rev().map(|took| attempt(0, took, None)).collect();
+        let seen = Seen { attempts, ..Seen::default() };
+        let waits = [0.0, 0.5, 0.99, 1.0].map(|share| seen.wait_of(share).as_secs());
+        assert_eq!(waits, [1, 51, 100, 101]);
     }
 
     #[test]
