@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 
 use crate::tunnel::failure::Failure;
+use crate::tunnel::rotation::Limit;
 
 /// The calls that keep a tunnel up, and what a signature needs. One value stands for one identity: a region,
 /// credentials and an endpoint.
@@ -38,12 +39,11 @@ pub trait Api: Send + Sync {
     fn last_nodes(&self, tag: &str, value: &str) -> Vec<Node>;
 
     /// The account's maximum session duration in this region, from the Session Manager preferences
-    /// (`inputs.maxSessionDuration` of the document `SSM-SessionManagerRunShell`, 1 to 1440 minutes). `None` where it has
-    /// none, and where it cannot be read, which is no failure: few are allowed to. The answer is kept for an hour, however
-    /// many ask.
+    /// (`inputs.maxSessionDuration` of the document `SSM-SessionManagerRunShell`, 1 to 1440 minutes). That it cannot be read
+    /// is no failure: few are allowed to. The answer is kept for an hour, however many ask.
     ///
     /// <https://docs.aws.amazon.com/systems-manager/latest/userguide/session-preferences-max-timeout.html>
-    fn maximum_session_duration(&self) -> BoxFuture<'_, Option<Duration>>;
+    fn maximum_session_duration(&self) -> BoxFuture<'_, Limit>;
 
     /// Credentials for a signature made now, refreshed if they are about to expire.
     fn credentials(&self) -> BoxFuture<'_, Result<aws_credential_types::Credentials, Failure>>;

@@ -7,9 +7,12 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::tunnel::failure::{Class, Failure};
+use crate::tunnel::rotation::Limit;
 
 /// The document that holds them.
 pub const DOCUMENT: &str = "SSM-SessionManagerRunShell";
+/// Their name for the maximum.
+const MAXIMUM: &str = "maxSessionDuration";
 /// How long an answer is good for. Tunnels ask a little less often.
 const KEEP: Duration = Duration::from_secs(50 * 60);
 /// How long one that was not allowed to ask does not ask again: each attempt stands in the account's CloudTrail.
@@ -25,7 +28,7 @@ pub(super) struct Preferences {
 
 #[derive(Default)]
 struct Known {
-    maximum: Option<Duration>,
+    maximum: Limit,
     good_until: Option<Instant>,
     /// It was said that it cannot be known.
     said: bool,
@@ -34,7 +37,7 @@ struct Known {
 impl Preferences {
     /// The maximum session duration, asked for with `ask` if what is known is too old. After a failure what was known
     /// before holds on.
-    pub async fn maximum_session_duration<F>(&self, ask: impl FnOnce() -> F) -> Option<Duration>
+    pub async fn maximum_session_duration<F>(&self, ask: impl FnOnce() -> F) -> Limit
     where
         F: Future<Output = Result<Option<String>, Failure>>,
     {
@@ -44,7 +47,7 @@ impl Preferences {
         }
         let keep = match Box::pin(ask()).await {
             Ok(content) => {
-                known.maximum = content.as_deref().and_then(maximum);
+                known.maximum = content.as_deref().map_or(Limit::None, limit);
                 KEEP
             }
             Err(failure) => {
@@ -63,9 +66,23 @@ impl Preferences {
     }
 }
 
+/// What the document's content says of the maximum: that there is none only where it can be read and names none.
+fn limit(content: &str) -> Limit {
+    match maximum(content) {
+        Some(maximum) => Limit::At(maximum),
+        None => {
+            match serde_json::from_str(content).map(|content: Value| content["inputs"][MAXIMUM].clone()) {
+                Ok(Value::Null) => Limit::None,
+                Ok(Value::String(text)) if text.trim().is_empty() => Limit::None,
+                _ => Limit::Unknown,
+            }
+        }
+    }
+}
+
 /// `inputs.maxSessionDuration`, in minutes, of the document's content. An empty text means that there is none.
 pub(super) fn maximum(content: &str) -> Option<Duration> {
-    minutes(content, "maxSessionDuration", 1440)
+    minutes(content, MAXIMUM, 1440)
 }
 
 /// `inputs.idleSessionTimeout`, 1 to 60 minutes; `None` where the account says nothing of it.
@@ -105,6 +122,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn only_a_document_that_can_be_read_says_that_there_is_none() {
+        let inputs = |text: &str| limit(&format!("{{\"inputs\":{{{text}}}}}"));
+        assert_eq!(inputs("\"maxSessionDuration\":\"60\""), Limit::At(MINUTE * 60));
+        for none in ["", "\"maxSessionDuration\":\"\"", "\"maxSessionDuration\":null"] {
+            assert_eq!(inputs(none), Limit::None, "{none}");
+        }
+        for unknown in ["\"maxSessionDuration\":\"soon\"", "\"maxSessionDuration\":9999", "nonsense"] {
+            assert_eq!(inputs(unknown), Limit::Unknown, "{unknown}");
+        }
+        assert_eq!(limit("{}"), Limit::None);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn two_hundred_tunnels_ask_once_an_hour() {
         let (preferences, asked) = (Preferences::default(), Cell::new(0));
@@ -115,7 +145,7 @@ mod tests {
         };
         let all = (0..200).map(|_| preferences.maximum_session_duration(ask));
         let answers = futures_util::future::join_all(all).await;
-        assert!(answers.iter().all(|answer| *answer == Some(MINUTE * 60)));
+        assert!(answers.iter().all(|answer| *answer == Limit::At(MINUTE * 60)));
         assert_eq!(asked.get(), 1);
         tokio::time::advance(MINUTE * 51).await;
         preferences.maximum_session_duration(ask).await;
@@ -130,10 +160,10 @@ mod tests {
             asked.set(asked.get() + 1);
             Err(Failure::new(Class::Access, "AccessDeniedException"))
         };
-        assert_eq!(preferences.maximum_session_duration(known).await, Some(MINUTE * 60));
+        assert_eq!(preferences.maximum_session_duration(known).await, Limit::At(MINUTE * 60));
         for _ in 0..5 {
             tokio::time::advance(MINUTE * 60).await;
-            assert_eq!(preferences.maximum_session_duration(denied).await, Some(MINUTE * 60));
+            assert_eq!(preferences.maximum_session_duration(denied).await, Limit::At(MINUTE * 60));
         }
         assert_eq!(asked.get(), 1);
     }

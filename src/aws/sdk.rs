@@ -31,6 +31,7 @@ use super::{preferences, silent, transport};
 use crate::config::Identity;
 use crate::network::{Environment, Network};
 use crate::tunnel::failure::{Class, Failure};
+use crate::tunnel::rotation::Limit;
 
 /// Until a TCP connection to the service is up.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -380,7 +381,7 @@ impl Api for Sdk {
         self.nodes.last(tag, value)
     }
 
-    fn maximum_session_duration(&self) -> BoxFuture<'_, Option<Duration>> {
+    fn maximum_session_duration(&self) -> BoxFuture<'_, Limit> {
         self.preferences.maximum_session_duration(|| self.preferences()).boxed()
     }
 

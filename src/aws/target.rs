@@ -177,7 +177,7 @@ mod tests {
     struct Nodes(Vec<&'static str>);
 
     impl Api for Nodes {
-        fn maximum_session_duration(&self) -> BoxFuture<'_, Option<std::time::Duration>> {
+        fn maximum_session_duration(&self) -> BoxFuture<'_, crate::tunnel::rotation::Limit> {
             unreachable!("no limit is asked for")
         }
 

@@ -12,6 +12,7 @@ use super::{Driver, probing, report};
 use crate::plugin::process::Running;
 use crate::tunnel::failure::{Class, Failure};
 use crate::tunnel::health::Found;
+use crate::tunnel::rotation::Limit;
 use crate::tunnel::{Action, Event, Generation, Report, SessionEvent};
 
 impl Driver {
@@ -170,7 +171,7 @@ impl Driver {
         tokio::spawn(async move {
             let limit = match clients.get(&config.identity).await {
                 Ok(api) => api.maximum_session_duration().await,
-                Err(_) => None,
+                Err(_) => Limit::Unknown,
             };
             let _ = sender.send(Message::Limit(limit)).await;
         });

@@ -195,6 +195,15 @@ pub(super) fn write(tunnel: &str, session: &str, target: &str, report: &Report, 
                 span(*limit)
             );
         }
+        Report::NoLimit(limit) => {
+            info!(
+                tunnel,
+                event = "limit_dropped",
+                duration_ms = millis(*limit),
+                "the account does not end sessions at the age of {}: they are not replaced for that any more",
+                span(*limit)
+            );
+        }
         Report::NotTerminated(_, reason) => {
             warn!(
                 tunnel,
@@ -210,7 +219,7 @@ pub(super) fn write(tunnel: &str, session: &str, target: &str, report: &Report, 
 /// Whom a report is about, if it is about one session.
 pub(super) fn generation(report: &Report) -> Option<Generation> {
     Some(match report {
-        Report::Limit(_) => return None,
+        Report::Limit(_) | Report::NoLimit(_) => return None,
         Report::Ready(generation, _)
         | Report::Interrupted(generation, _)
         | Report::Resumed(generation, ..)

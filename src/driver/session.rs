@@ -5,7 +5,6 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -23,6 +22,7 @@ use crate::proxy::Route;
 use crate::telemetry::recorder::HISTORY;
 use crate::tunnel::failure::{Class, Failure};
 use crate::tunnel::health::Found;
+use crate::tunnel::rotation::Limit;
 use crate::tunnel::{Generation, SessionEvent};
 
 /// Events of one session that wait to be passed on.
@@ -43,7 +43,7 @@ pub(super) enum Message {
     /// A connection has had an answer, after one had none.
     Answered(Generation),
     /// The account's maximum session duration.
-    Limit(Option<Duration>),
+    Limit(Limit),
 }
 
 /// A session that the service has started, and all that it takes to go on with it.
@@ -195,7 +195,9 @@ impl Session {
                 debug!(tunnel, session, event = "agent_back", "the agent is back");
                 None
             }
-            gateway::Event::SessionEnded { reason } => Some(SessionEvent::Ended { reason }),
+            gateway::Event::SessionEnded { reason, declared } => {
+                Some(SessionEvent::Ended { reason, declared })
+            }
             gateway::Event::PluginHung { reason } => Some(SessionEvent::PluginHung { reason }),
             gateway::Event::DestinationFailed => Some(SessionEvent::DestinationFailed),
             gateway::Event::LostTrack => None,
@@ -257,7 +259,7 @@ impl Session {
                     "it listens on the socket {path} instead of a port; the document must not say so"
                 ),
             }),
-            Output::SessionClosed { reason } => Some(SessionEvent::Ended { reason }),
+            Output::SessionClosed { reason } => Some(SessionEvent::Ended { reason, declared: true }),
             Output::DestinationFailed if observed => Some(SessionEvent::DestinationFailed),
             Output::ChannelClosed { code, reason } if observed => Some(self.closed(Some(code), reason)),
             Output::Reconnected if observed && self.down => Some(self.resumed(1)),

@@ -311,7 +311,7 @@ impl Channel {
             Outcome::Gone => {
                 self.ended = true;
                 let reason = "ResumeSession gave no token: the session is gone".to_owned();
-                self.tell(Some(Event::SessionEnded { reason })).await;
+                self.tell(Some(Event::SessionEnded { reason, declared: false })).await;
             }
             Outcome::Opened { link, attempts, backoff } => {
                 self.backoff = backoff;

@@ -251,8 +251,8 @@ impl Nobody {
 }
 
 impl Api for Nobody {
-    fn maximum_session_duration(&self) -> BoxFuture<'_, Option<std::time::Duration>> {
-        std::future::ready(None).boxed()
+    fn maximum_session_duration(&self) -> BoxFuture<'_, crate::tunnel::rotation::Limit> {
+        std::future::ready(crate::tunnel::rotation::Limit::None).boxed()
     }
 
     fn start_session<'a>(&'a self, _: &'a StartRequest) -> BoxFuture<'a, Result<StartedSession, Failure>> {

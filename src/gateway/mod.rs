@@ -120,10 +120,13 @@ pub enum Event {
         /// Attempts made, the successful one included; 0 where the agent was silent and the data channel open all along.
         attempts: u32,
     },
-    /// The service ended the session (`channel_closed`), or ResumeSession gave no token.
+    /// The session is over at the service.
     SessionEnded {
-        /// In the service's own words.
+        /// In the service's own words, if it has any.
         reason: String,
+        /// The service has said so (`channel_closed`); otherwise ResumeSession gave no token, or what the service sends cannot
+        /// be read.
+        declared: bool,
     },
     /// How long the agent took to acknowledge a keep-alive.
     RoundTrip(Duration),

@@ -254,7 +254,7 @@ impl Relay {
     /// The service has sent what cannot be a part of this session, which so is over.
     pub fn breached(&mut self, breach: &Breach) -> Option<Event> {
         let first = !std::mem::replace(&mut self.ended, true);
-        first.then(|| Event::SessionEnded { reason: breach.reason() })
+        first.then(|| Event::SessionEnded { reason: breach.reason(), declared: false })
     }
 
     /// A message from the service that can be what it says that it is.
@@ -308,7 +308,7 @@ impl Relay {
                 let reason = message::closing_reason(view.payload());
                 self.pass_on(view.copied(), true);
                 self.ended = true;
-                Some(Event::SessionEnded { reason })
+                Some(Event::SessionEnded { reason, declared: true })
             }
             Kind::Pause | Kind::Start | Kind::Other | Kind::Input => {
                 match kind {

@@ -45,7 +45,7 @@ struct TestApi {
 }
 
 impl Api for TestApi {
-    fn maximum_session_duration(&self) -> BoxFuture<'_, Option<Duration>> {
+    fn maximum_session_duration(&self) -> BoxFuture<'_, crate::tunnel::rotation::Limit> {
         unreachable!("the gateway asks for no limit")
     }
 
@@ -482,7 +482,7 @@ async fn the_services_end_of_the_session_is_passed_on_and_told() {
     service.send(Message::Binary(closed.clone())).await.unwrap();
     assert_eq!(binary(&mut plugin).await, closed);
     let reason = "Your session timed out due to inactivity".to_owned();
-    assert_eq!(bench.event().await, Event::SessionEnded { reason });
+    assert_eq!(bench.event().await, Event::SessionEnded { reason, declared: true });
     drop(service);
     drop(plugin);
     bench.gateway.close().await;

@@ -435,6 +435,16 @@ pub static ENTRIES: &[Entry] = &[
                Nothing has to be done.",
     },
     Entry {
+        event: "limit_dropped",
+        id: "e21f7b7097fc4bf5b3c9b57bfbaa80f8",
+        subject: "Sessions are not ended at the age that was believed",
+        text: "Tunnel @AUTOSSM_TUNNEL@ may not read the account's Session Manager preferences and had learned from\n\
+               its sessions' ends that the service ends them at the age of @AUTOSSM_DURATION_MS@ ms. A session has\n\
+               outlived that, or the preferences say now that there is no maximum. With `rotate = \"auto\"`\n\
+               sessions are not replaced for it any more.\n\n\
+               Nothing has to be done.",
+    },
+    Entry {
         event: "destination_failed",
         id: "f43fe7bf4914435bbe8d417d07424321",
         subject: "The agent could not reach the destination",

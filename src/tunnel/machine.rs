@@ -27,8 +27,8 @@ pub(super) const STOPPING: Duration = Duration::from_secs(14);
 const LONGEST_GRACE: Duration = Duration::from_secs(10);
 /// TerminateSession is tried this often before the session is left to the record.
 pub(super) const TERMINATE_ATTEMPTS: u32 = 4;
-/// Replaced sessions kept for their open connections without a time limit. Each costs a plugin of 20 MB; one more, and
-/// the oldest gets `drain`. No more than this are started because others are stalled.
+/// Replaced sessions kept for their open connections without a time limit, in a pool as many as it has sessions. Each costs
+/// a plugin of 20 MB; one more, and the oldest gets `drain`. No more than this are started because others are stalled.
 pub(super) const SURPLUS: usize = 3;
 /// A session that has been under way for less than this is worth waiting for, where there is only a stalled one. It takes
 /// 1 to 3 s; clients wait for 30 s (`hold`).
@@ -158,6 +158,7 @@ impl Tunnel {
             let ready_at = session.ready_at.filter(|_| serving);
             let proven = ready_at.map(|at| at + PROVEN);
             let rotate = ready_at.and_then(|_| self.rotates_at(session));
+            let outlived = session.proves_life_at(self.lifetime.outlived_after());
             let probing = self.settings.probing.is_some() && session.can_be_probed();
             let probe = if probing { session.health.probe_at() } else { None };
             let phase = match session.phase {
@@ -169,7 +170,7 @@ impl Tunnel {
                 AtService::TerminateAt { at, .. } => Some(at),
                 _ => None,
             };
-            [resume_for, failover, proven, rotate, probe, phase, terminate]
+            [resume_for, failover, proven, rotate, outlived, probe, phase, terminate]
         });
         let slots = self.slots.iter().map(|slot| match slot.next {
             Next::Waiting { until } => Some(until),
@@ -289,11 +290,11 @@ impl Tunnel {
                 }
             }
             // It is terminated all the same: that costs nothing if it is gone, and leaves none behind if it is not.
-            SessionEvent::Ended { reason } => {
-                let age = now - session.began;
-                // The end of one that was ended here is no news of the account's.
-                if session.ready_at.is_some() && session.phase != Phase::Ending {
-                    self.learn(|lifetime| lifetime.ended(age, &reason), actions);
+            SessionEvent::Ended { reason, declared } => {
+                let began = session.began;
+                // One that is being ended here says nothing of the service.
+                if declared && session.ready_at.is_some() && session.phase != Phase::Ending {
+                    self.learn(|lifetime| lifetime.ended(now, began, &reason), actions);
                 }
                 self.lose(generation, &reason, random, actions);
             }
@@ -348,13 +349,14 @@ impl Tunnel {
     /// Takes a serving session out of service, for its open connections' sake.
     pub(super) fn retire(&mut self, generation: Generation, actions: &mut Vec<Action>) {
         let drained = self.now + self.settings.drain;
-        let limit = self.lifetime.limit().filter(|_| self.settings.rotate == Rotate::Auto);
+        let for_the_limit = self.settings.rotate == Rotate::Auto;
         let Some(session) = self.session_mut(generation) else { return };
-        let until = session.expired.map(|reason| match (reason, limit) {
-            // The service would have let its connections go on for so long.
-            (Reason::Age, Some(limit)) => drained.max(session.began + limit),
-            _ => drained,
-        });
+        let until = match session.expired {
+            None => None,
+            // The service ends its connections when their time is over; if it does not, there was no limit.
+            Some(Reason::Age) if for_the_limit => None,
+            Some(_) => Some(drained),
+        };
         session.phase = Phase::Retired { until };
         actions.push(Action::Report(Report::Retired(generation, session.open)));
     }
@@ -371,6 +373,10 @@ impl Tunnel {
             }
             Phase::Ready if session.ready_at.is_some_and(|at| now < at + BARELY) => {
                 self.fail(generation, Failure::new(Class::Network, reason), random, actions);
+            }
+            // It was there to see whether this happens.
+            Phase::Retired { .. } if self.tests_limit() == Some(generation) && session.open == 0 => {
+                self.end(generation, reason, true, actions);
             }
             Phase::Ready | Phase::Retired { .. } => self.end(generation, reason, false, actions),
         }

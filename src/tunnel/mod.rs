@@ -47,7 +47,7 @@ pub use machine::Tunnel;
 use command::Command;
 use failure::Failure;
 use health::{Found, Probing};
-use rotation::Rotate;
+use rotation::{Limit, Rotate};
 
 /// Time since the tunnel began. The core never reads a clock.
 pub type Time = Duration;
@@ -107,9 +107,8 @@ pub enum Event {
     },
     /// Somebody asks for something.
     Command(Command),
-    /// The answer to [`Action::AskLimit`]: the account's maximum session duration; `None` where it has none, or does not
-    /// say.
-    Limit(Option<Duration>),
+    /// The answer to [`Action::AskLimit`]: the account's maximum session duration.
+    Limit(Limit),
     /// Stop: open connections may go on for `grace`.
     Stop {
         /// At most 10 s for a stop that ends within 14 s.
@@ -158,10 +157,12 @@ pub enum SessionEvent {
         /// How many attempts it took; none where it was open all along, and the agent silent.
         attempts: u32,
     },
-    /// The service has ended the session.
+    /// The session is gone at the service.
     Ended {
-        /// In its own words.
+        /// In the words of whoever says so.
         reason: String,
+        /// The service itself has declared it over, instead of not knowing it any more or sending what cannot be read.
+        declared: bool,
     },
     /// The agent could not reach the destination for a new connection.
     DestinationFailed,
@@ -241,6 +242,8 @@ pub enum Report {
     Recovered(Generation, Duration),
     /// The account ends sessions at this age.
     Limit(Duration),
+    /// This was no limit, or is none any more.
+    NoLimit(Duration),
     /// A session is over.
     Ended {
         /// Which.

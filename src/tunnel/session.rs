@@ -102,6 +102,12 @@ impl Session {
         self.down_since.is_none() && self.stalled_since.is_none()
     }
 
+    /// When it is known to have served for `time`, if nothing happens to it before.
+    pub(super) fn proves_life_at(&self, time: Option<Time>) -> Option<Time> {
+        let lives = matches!(self.phase, Phase::Ready | Phase::Retired { .. }) && self.down_since.is_none();
+        Some(self.ready_at.filter(|_| lives)? + time?)
+    }
+
     /// Whether what a probe finds through it says something of the destination.
     pub(super) fn can_be_probed(&self) -> bool {
         self.phase == Phase::Ready && self.flows()

@@ -2,7 +2,7 @@
 //! came last, so that no event can forget a consequence.
 
 use super::machine::{Next, OPENING, PROVEN, SOON, SURPLUS, Slot, Tunnel};
-use super::rotation::Rotate;
+use super::rotation::{Lifetime, Rotate};
 use super::session::{AtService, Phase, Session};
 use super::{Action, Generation, Reason, Report, Time};
 
@@ -10,6 +10,7 @@ impl Tunnel {
     /// Draws every conclusion from the state and the time: deadlines, slots, routes, the end.
     pub(super) fn settle(&mut self, random: f64, actions: &mut Vec<Action>) {
         self.limit_surplus();
+        self.test_limit(actions);
         let generations: Vec<_> = self.sessions.iter().map(|session| session.generation).collect();
         for generation in generations {
             self.settle_session(generation, random, actions);
@@ -18,6 +19,7 @@ impl Tunnel {
             for index in 0..self.slots.len() {
                 self.settle_slot(index, actions);
             }
+            self.end_unused(actions);
             let wanted = self.settings.sessions.max(1);
             if self.slots.iter().skip(wanted).all(|slot| slot.serving.is_none() && slot.next == Next::None) {
                 self.slots.truncate(wanted);
@@ -77,6 +79,27 @@ impl Tunnel {
         Some(session.began + self.lifetime.rotates_at(self.settings.rotate, session.jitter)?)
     }
 
+    /// The session that shows whether the limit is one: the first of those that were replaced for a limit that the account
+    /// does not tell.
+    pub(super) fn tests_limit(&self) -> Option<Generation> {
+        self.lifetime.outlived_after().filter(|_| self.settings.rotate == Rotate::Auto)?;
+        let tests = |s: &&Session| {
+            matches!(s.phase, Phase::Retired { .. })
+                && s.expired == Some(Reason::Age)
+                && s.down_since.is_none()
+        };
+        self.sessions.iter().find(tests).map(|session| session.generation)
+    }
+
+    /// Drops the belief in a limit that a session has outlived.
+    fn test_limit(&mut self, actions: &mut Vec<Action>) {
+        let after = self.lifetime.outlived_after();
+        let outlived = |s: &Session| s.proves_life_at(after).is_some_and(|at| at <= self.now);
+        if self.sessions.iter().any(outlived) {
+            self.learn(Lifetime::forget_met, actions);
+        }
+    }
+
     /// Whether the account's limit is of interest, and whoever asks can be expected to get an answer.
     pub(super) fn asks_limit(&self) -> bool {
         self.settings.rotate == Rotate::Auto
@@ -84,12 +107,13 @@ impl Tunnel {
             && self.sessions.iter().any(|session| session.phase == Phase::Ready)
     }
 
-    /// Sessions that were replaced while they were interrupted or stalled have no time limit; too many of them get one.
+    /// Some sessions that were replaced have no time limit; too many of them get one.
     fn limit_surplus(&mut self) {
         let drained = self.now + self.settings.drain;
+        let most = SURPLUS.max(self.settings.sessions);
         let mut surplus: Vec<_> =
             self.sessions.iter_mut().filter(|s| s.phase == Phase::Retired { until: None }).collect();
-        let over = surplus.len().saturating_sub(SURPLUS);
+        let over = surplus.len().saturating_sub(most);
         for session in surplus.iter_mut().take(over) {
             session.phase = Phase::Retired { until: Some(drained) };
         }
@@ -141,11 +165,21 @@ impl Tunnel {
                     actions.push(Action::Probe(generation));
                 }
             }
-            Phase::Retired { .. } if session.open == 0 => self.end(generation, "replaced", true, actions),
             Phase::Retired { until: Some(until) } if until <= now => {
                 self.end(generation, "replaced; its connections had their time", true, actions);
             }
             _ => {}
+        }
+    }
+
+    /// Ends the retired sessions that nobody uses, but for one that tests the limit.
+    fn end_unused(&mut self, actions: &mut Vec<Action>) {
+        let tests_limit = self.tests_limit();
+        let unused = |s: &&Session| matches!(s.phase, Phase::Retired { .. }) && s.open == 0;
+        let unused = self.sessions.iter().filter(unused).map(|session| session.generation);
+        let unused: Vec<_> = unused.filter(|generation| tests_limit != Some(*generation)).collect();
+        for generation in unused {
+            self.end(generation, "replaced", true, actions);
         }
     }
 

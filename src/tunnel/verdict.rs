@@ -101,12 +101,12 @@ impl Tunnel {
     pub(super) fn learn(&mut self, what: impl FnOnce(&mut Lifetime), actions: &mut Vec<Action>) {
         let before = self.lifetime.limit();
         what(&mut self.lifetime);
-        let limit = self.lifetime.limit();
-        if limit != before
-            && self.settings.rotate == Rotate::Auto
-            && let Some(limit) = limit
-        {
-            actions.push(Action::Report(Report::Limit(limit)));
+        match (before, self.lifetime.limit()) {
+            _ if self.settings.rotate != Rotate::Auto => {}
+            (before, after) if before == after => {}
+            (_, Some(limit)) => actions.push(Action::Report(Report::Limit(limit))),
+            (Some(limit), None) => actions.push(Action::Report(Report::NoLimit(limit))),
+            (None, None) => {}
         }
     }
 }

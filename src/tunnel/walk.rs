@@ -12,8 +12,8 @@ use super::command::Command;
 use super::failure::{Class, Failure};
 use super::health::{Found, Probing};
 use super::machine::{STOPPING, SURPLUS};
-use super::rotation::Rotate;
-use super::session::{AtService, Phase};
+use super::rotation::{Limit, Rotate};
+use super::session::{AtService, Phase, Session};
 use super::status::State;
 use super::{Action, Event, Generation, SessionEvent, Settings, Time, Tunnel};
 
@@ -31,6 +31,11 @@ fn settings() -> Settings {
         rotate: Rotate::Off,
         probing: None,
     }
+}
+
+/// The service says so itself.
+fn ended() -> SessionEvent {
+    SessionEvent::Ended { reason: "terminated".into(), declared: true }
 }
 
 /// What is really there for one generation.
@@ -100,7 +105,7 @@ impl World {
             SessionEvent::Opened => real.open = true,
             SessionEvent::ChannelClosed { .. } => real.up = false,
             SessionEvent::ChannelResumed { .. } => real.up = true,
-            SessionEvent::Ended { .. } => real.at_service = false,
+            SessionEvent::Ended { declared, .. } => real.at_service &= !declared,
             SessionEvent::Probed(_) => real.probing = false,
             SessionEvent::Terminated(result) => {
                 real.terminate_pending = false;
@@ -185,7 +190,7 @@ impl World {
             }
             let surplus =
                 tunnel.sessions.iter().filter(|s| s.phase == Phase::Retired { until: None }).count();
-            assert!(surplus <= SURPLUS + tunnel.slots.len());
+            assert!(surplus <= SURPLUS.max(tunnel.settings.sessions) + tunnel.slots.len());
         }
         if tunnel.stopping.is_none() {
             // Whatever could carry connections is used.
@@ -208,6 +213,11 @@ impl World {
                 && (tunnel.drained || tunnel.status().state == State::Up);
             assert!(usable || stalled || busy || tunnel.next_deadline().is_some(), "stuck: {tunnel:#?}");
         }
+        // What nobody uses is kept only to test a limit, and one is enough.
+        let unused = |s: &&Session| matches!(s.phase, Phase::Retired { .. }) && s.open == 0;
+        let unused: Vec<_> = tunnel.sessions.iter().filter(unused).collect();
+        let tests = |s: &&Session| tunnel.tests_limit() == Some(s.generation);
+        assert!(unused.len() <= 1 && unused.iter().all(tests), "{unused:?}");
         if let Some(at) = tunnel.next_deadline() {
             assert!(at > self.now, "a deadline in the past spins the driver");
         }
@@ -252,7 +262,9 @@ impl World {
                 push(SessionEvent::Probed(Found::Nothing));
             }
             if real.at_service {
-                push(SessionEvent::Ended { reason: "terminated".into() });
+                push(ended());
+                push(SessionEvent::Ended { reason: "maximum session duration".into(), declared: true });
+                push(SessionEvent::Ended { reason: "no token".into(), declared: false });
             }
             if real.terminate_pending {
                 push(SessionEvent::Terminated(Ok(())));
@@ -486,7 +498,14 @@ proptest! {
                     world.now += Duration::from_millis(pause);
                     world.feed(Event::Session(Generation(*generation), event.clone()), random);
                 }
-                _ if std::mem::take(&mut world.asking) => drop(world.feed(Event::Limit(limit), random)),
+                _ if std::mem::take(&mut world.asking) => {
+                    let limit = match limit {
+                        Some(limit) => Limit::At(limit),
+                        None if random < 0.3 => Limit::None,
+                        None => Limit::Unknown,
+                    };
+                    world.feed(Event::Limit(limit), random);
+                }
                 _ => drop(world.advance_to_deadline()),
             }
         }

@@ -388,7 +388,7 @@ async fn a_call_that_is_denied_costs_no_credentials() {
         }
     }));
     api.start_session(&request()).await.unwrap();
-    assert_eq!(api.maximum_session_duration().await, None);
+    assert_eq!(api.maximum_session_duration().await, Limit::Unknown);
     api.start_session(&request()).await.unwrap();
     assert_eq!(made.load(std::sync::atomic::Ordering::Relaxed), 1, "nobody was asked for others");
     // Where others are looked for in vain, the refused ones are kept: there is nothing better.

@@ -74,7 +74,7 @@ fn tells_what_the_agent_says_once() {
     assert_eq!(relay.service_sent(now, flag), None);
     let closed = Header { kind: b"channel_closed", created: 1, number: 0, flags: 0, payload_type: 0 }
         .with_payload(br#"{"Output":"timed out due to inactivity"}"#);
-    let expected = Event::SessionEnded { reason: "timed out due to inactivity".into() };
+    let expected = Event::SessionEnded { reason: "timed out due to inactivity".into(), declared: true };
     assert_eq!(relay.service_sent(now, closed), Some(expected));
     assert!(relay.has_ended());
 }

@@ -52,7 +52,7 @@ fn what_cannot_be_a_message_ends_its_session_with_the_reason() {
     ];
     for (bytes, words) in table {
         let (mut relay, now) = (relay(), Instant::now());
-        let Some(Event::SessionEnded { reason }) = relay.service_sent(now, bytes) else {
+        let Some(Event::SessionEnded { reason, declared: false }) = relay.service_sent(now, bytes) else {
             panic!("not ended: {words}")
         };
         assert!(
@@ -93,7 +93,7 @@ fn the_end_is_told_once_however_often_it_is_said() {
     let words = format!("{{\"Output\":\"over\\n\\u001b[2J{}\"}}", "!".repeat(60_000));
     let closed = stream_message(b"channel_closed", 0, 0, words.as_bytes());
     let ends: Vec<_> = (0..10_000).filter_map(|_| relay.service_sent(now, closed.clone())).collect();
-    let [Event::SessionEnded { reason }] = &ends[..] else { panic!("{} ends", ends.len()) };
+    let [Event::SessionEnded { reason, declared: true }] = &ends[..] else { panic!("{} ends", ends.len()) };
     assert!(reason.starts_with("over[2J!") && reason.chars().count() == 200, "{reason}");
     assert!(relay.held_bytes() < 2 * MAX_MESSAGE);
 }
