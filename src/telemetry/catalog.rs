@@ -225,7 +225,8 @@ pub static ENTRIES: &[Entry] = &[
         id: "59085b7aa19d4cb79ba4279e0c7c9b9a",
         subject: "A session is being replaced",
         text: "Session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ works and is replaced all the same:\n\
-               @AUTOSSM_REASON@. Its open connections go on, up to `drain`.\n\n\
+               @AUTOSSM_REASON@. Its open connections go on; up to `drain`, unless it is for the\n\
+               destination's sake or for the account's maximum session duration.\n\n\
                Nothing has to be done. Where another process has connected to the plugin's port, find out\n\
                which one: clients belong on the tunnel's own address.",
     },

@@ -82,6 +82,11 @@ impl Health {
         self.down
     }
 
+    /// As the session before it had found the destination.
+    pub fn begin_as(&mut self, down: bool) {
+        self.down = down;
+    }
+
     /// When the next probe is to be made, unless one is under way.
     pub fn probe_at(&self) -> Option<Time> {
         self.probing.is_none().then_some(self.next)

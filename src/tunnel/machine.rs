@@ -47,8 +47,6 @@ pub struct Tunnel {
     pub(super) drained: bool,
     pub(super) lifetime: Lifetime,
     pub(super) degraded: Option<Degraded>,
-    /// A session was replaced because its probes were not answered, and nothing has been answered since.
-    pub(super) unanswered: bool,
     /// The latest time heard of.
     pub(super) now: Time,
 }
@@ -63,6 +61,9 @@ pub(super) struct Slot {
     pub failure: Option<Failure>,
     /// When a session was last begun for the destination's sake.
     pub resolved_anew: Option<Time>,
+    /// A session that was to be replaced because its probes were not answered, if no other one of this slot has had an
+    /// answer since.
+    pub unanswered: Option<Generation>,
 }
 
 /// A slot's successor.
@@ -89,6 +90,7 @@ impl Slot {
             backoff: Backoff::default(),
             failure: None,
             resolved_anew: None,
+            unanswered: None,
         }
     }
 }
@@ -106,7 +108,6 @@ impl Tunnel {
             drained: false,
             lifetime: Lifetime::default(),
             degraded: None,
-            unanswered: false,
             now: Time::ZERO,
         }
     }
@@ -342,6 +343,12 @@ impl Tunnel {
         slot.next = Next::None;
         slot.failure = None;
         if let Some(before) = slot.serving.replace(generation) {
+            // That it has a new session does not make the destination any better.
+            let same = |s: &&Session| s.expired != Some(Reason::Configuration);
+            let down = self.session(before).filter(same).is_some_and(|s| s.health.is_down());
+            if let Some(session) = self.session_mut(generation) {
+                session.health.begin_as(down);
+            }
             self.retire(before, actions);
         }
     }
@@ -355,6 +362,8 @@ impl Tunnel {
             None => None,
             // The service ends its connections when their time is over; if it does not, there was no limit.
             Some(Reason::Age) if for_the_limit => None,
+            // That new ones are refused, or probes unanswered, says nothing of those that are open.
+            Some(Reason::Destination | Reason::Unanswered) => None,
             Some(_) => Some(drained),
         };
         session.phase = Phase::Retired { until };
@@ -487,6 +496,7 @@ impl Tunnel {
             self.degraded = None;
             for slot in &mut self.slots {
                 // What was wrong may have been put right.
+                slot.unanswered = None;
                 slot.backoff.reset();
                 if matches!(slot.next, Next::Waiting { .. }) {
                     slot.next = Next::None;

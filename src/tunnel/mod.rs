@@ -18,7 +18,8 @@
 //! | none, down or stalled | none, but a Retired one that was only interrupted or stalled is well again | that one serves again |
 //!
 //! A Retired session lives until its last connection is closed: one that was replaced on purpose for `drain` at the
-//! most, one that was interrupted or stalled as long as it is up, and `resume_for` while it is down.
+//! most, one that was interrupted or stalled, replaced for the account's limit or for the destination's sake as long as it
+//! is up, and `resume_for` while it is down.
 //!
 //! New connections go to sessions that flow. A stalled one takes them only where there is no other, and none to be had
 //! soon: while its successor is being built, clients are held.

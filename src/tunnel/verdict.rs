@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::health::{Found, Verdict};
-use super::machine::Tunnel;
+use super::machine::{Slot, Tunnel};
 use super::rotation::{Lifetime, Rotate};
 use super::session::{Phase, Session};
 use super::status::Degraded;
@@ -27,8 +27,10 @@ impl Tunnel {
         let found = if session.can_be_probed() { found } else { Found::Nothing };
         let good = found == Found::Good;
         let verdict = session.health.probed(now, found, probing.as_ref(), random);
-        // However few: it was the path.
-        self.unanswered &= !good;
+        if good {
+            // However few: it was the path.
+            self.path_is_good(generation);
+        }
         self.judge(generation, verdict, actions);
     }
 
@@ -42,22 +44,37 @@ impl Tunnel {
             Verdict::None => {}
             Verdict::Fine => self.fine(generation, actions),
             Verdict::DestinationDown(reason) => self.destination_down(generation, reason, actions),
-            // A session on another path shows what it was: if that one is not answered either, it is the destination.
-            Verdict::PathDown(reason) if self.unanswered => {
-                if let Some(session) = self.session_mut(generation) {
-                    session.health.falls(reason.clone());
-                }
-                self.destination_down(generation, reason, actions);
-            }
-            Verdict::PathDown(_) => {
-                self.unanswered = true;
-                self.replace(generation, Reason::Unanswered);
-            }
+            Verdict::PathDown(reason) => self.path_down(generation, reason, actions),
         }
     }
 
+    /// A session on another path shows what it was: if that one is not answered either, it is the destination. What the
+    /// sessions of other slots meet says nothing of this: they may have other targets, and other destinations.
+    fn path_down(&mut self, generation: Generation, reason: String, actions: &mut Vec<Action>) {
+        let Some(slot) = self.slot_of(generation) else { return };
+        if *slot.unanswered.get_or_insert(generation) == generation {
+            self.replace(generation, Reason::Unanswered);
+            return;
+        }
+        if let Some(session) = self.session_mut(generation) {
+            session.health.falls(reason.clone());
+        }
+        self.destination_down(generation, reason, actions);
+    }
+
+    fn path_is_good(&mut self, generation: Generation) {
+        if let Some(slot) = self.slot_of(generation) {
+            slot.unanswered = None;
+        }
+    }
+
+    fn slot_of(&mut self, generation: Generation) -> Option<&mut Slot> {
+        let slot = self.session(generation)?.slot;
+        self.slots.get_mut(slot)
+    }
+
     fn fine(&mut self, generation: Generation, actions: &mut Vec<Action>) {
-        self.unanswered = false;
+        self.path_is_good(generation);
         let serving = |s: &&Session| s.phase == Phase::Ready;
         if self.sessions.iter().filter(serving).any(|session| session.health.is_down()) {
             return;
@@ -75,9 +92,9 @@ impl Tunnel {
             self.degraded = Some(Degraded { since: self.now, reason: reason.clone() });
             actions.push(Action::Report(Report::Degraded(generation, reason)));
         }
-        let slot = self.session(generation).and_then(|session| self.slots.get(session.slot));
-        let recently =
-            slot.and_then(|slot| slot.resolved_anew).is_some_and(|at| self.now < at + RESOLVE_EVERY);
+        let now = self.now;
+        let slot = self.slot_of(generation);
+        let recently = slot.and_then(|slot| slot.resolved_anew).is_some_and(|at| now < at + RESOLVE_EVERY);
         if !recently {
             self.replace(generation, Reason::Destination);
         }
@@ -91,8 +108,7 @@ impl Tunnel {
             return;
         }
         session.expired = Some(reason);
-        let slot = session.slot;
-        if let Some(slot) = self.slots.get_mut(slot) {
+        if let Some(slot) = self.slot_of(generation) {
             slot.resolved_anew = Some(now);
         }
     }

@@ -329,15 +329,15 @@ impl World {
                     next,
                     format!("{:?}", slot.backoff),
                     slot.resolved_anew.map(since),
+                    slot.unanswered.map(|g| rank(&g)),
                 )
             })
             .collect();
         let stopping = self.tunnel.stopping.map(|s| (ahead(s.grace_until), ahead(s.deadline), s.done));
         format!(
-            "{sessions:?} {slots:?} {stopping:?} {} {:?} {:?} {:?} {:?}",
+            "{sessions:?} {slots:?} {stopping:?} {} {:?} {:?} {:?}",
             self.tunnel.drained,
             self.tunnel.degraded.is_some(),
-            self.tunnel.unanswered,
             self.real.values().collect::<Vec<_>>(),
             self.stopped
         )

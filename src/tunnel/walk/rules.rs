@@ -526,7 +526,7 @@ fn silence_without_a_sign_of_the_agent_is_the_paths_first() {
     };
     let mut world = silent();
     assert!(probe(&mut world, Found::Good).is_empty());
-    assert!(!world.tunnel.unanswered, "it was the path");
+    assert_eq!(world.tunnel.slots[0].unanswered, None, "it was the path");
 
     let mut world = silent();
     probe(&mut world, unanswered());
@@ -551,6 +551,71 @@ fn an_interrupted_session_is_not_probed_and_its_probes_say_nothing() {
     world.now += 2 * SECOND;
     world.about(1, SessionEvent::ChannelResumed { attempts: 1 });
     assert!(probe(&mut world, bad()).is_empty(), "the row has begun anew");
+}
+
+/// Of a pool's two targets one has a destination that says nothing, and nobody can say whether its agent is there.
+#[test]
+fn the_good_probes_of_one_target_do_not_hide_another_ones_destination() {
+    let mut world = World::new(Settings { sessions: 2, probing: Some(PROBING), ..settings() });
+    world.obliges(|w| w.tunnel.routes.len() == 2);
+    let (mut degraded, mut begun) = (0, 0);
+    while world.now < 3600 * SECOND {
+        // The second slot's is the silent one.
+        let probed = world.real.iter().find(|(_, real)| real.probing).map(|(generation, _)| *generation);
+        let actions = match probed {
+            Some(generation) if world.tunnel.session(Generation(generation)).is_some_and(|s| s.slot == 1) => {
+                world.about(generation, SessionEvent::Probed(Found::Unanswered("no answer".into())))
+            }
+            Some(generation) => world.about(generation, SessionEvent::Probed(Found::Good)),
+            None => world.advance_to_deadline(),
+        };
+        degraded += actions.iter().filter(|a| matches!(a, Action::Report(Report::Degraded(..)))).count();
+        begun += starts(&actions);
+        let began = |w: &World| {
+            let building = |phase| matches!(phase, Phase::Starting | Phase::Opening { .. });
+            !w.tunnel.sessions.iter().any(|session| building(session.phase))
+        };
+        assert!(world.obliges(began));
+    }
+    assert_eq!(degraded, 1);
+    assert!(begun <= 1 + 3600 / 300, "{begun} sessions in an hour");
+    assert_eq!(world.tunnel.routes.len(), 1, "new connections go to the other one");
+}
+
+/// Its replacement cannot be had: that says nothing of the destination.
+#[test]
+fn one_silent_session_is_no_proof_against_the_destination() {
+    let mut world = probing();
+    for _ in 0..20 {
+        probe(&mut world, Found::Unanswered("no answer".into()));
+        assert_eq!(world.tunnel.status().degraded, None);
+        let starting = world.real.iter().find(|(_, real)| real.start_pending).map(|(g, _)| *g);
+        if let Some(generation) = starting {
+            world.about(generation, SessionEvent::StartFailed(Failure::new(Class::Access, "denied")));
+        }
+    }
+}
+
+/// A listener's queue is full, or a pooler is restarted: new connections are refused, and the old ones work.
+#[test]
+fn connections_outlive_a_destination_that_refuses_others() {
+    for sessions in [1, 6] {
+        let mut world = World::new(Settings { sessions, ..settings() });
+        world.obliges(|w| w.tunnel.routes.len() == sessions);
+        world.now += 100 * SECOND;
+        for generation in 1..=sessions as u64 {
+            world.about(generation, SessionEvent::Connections(1));
+            for _ in 0..3 {
+                world.about(generation, SessionEvent::DestinationFailed);
+            }
+        }
+        assert!(world.obliges(|w| w.tunnel.routes.iter().all(|g| g.0 > sessions as u64)));
+        for _ in 0..200 {
+            world.now += 600 * SECOND;
+            let actions = world.feed(Event::Tick, 0.5);
+            assert!(!actions.iter().any(|action| matches!(action, Action::Cut(_))), "{actions:?}");
+        }
+    }
 }
 
 /// One of two targets cannot reach the destination.
