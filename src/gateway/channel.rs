@@ -34,7 +34,7 @@ use super::agent_clock;
 use super::breach::Breach;
 use super::ledger::Ledger;
 use super::link::{Connection, Link, Lost, Received};
-use super::liveness::{Lasting, PingClock, Verdict};
+use super::liveness::{Lasting, Lives, PingClock, Verdict};
 use super::relay::Relay;
 use super::upstream::{Backoff, Dialler, OpeningMessage, Outcome, Ticket};
 
@@ -45,9 +45,6 @@ const PLUGIN_PING: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// For the plugin: to frame a byte that it holds, or to come back after its WebSocket was closed.
 const PLUGIN_IDLE: Duration = Duration::from_secs(15);
-/// A connection that lasted so long was a good one, or so long and brought anything: the next one is tried at once.
-const GOOD: Duration = Duration::from_secs(5);
-const GOOD_WITH_DATA: Duration = Duration::from_secs(1);
 
 /// The channel's task.
 pub struct Channel {
@@ -62,6 +59,8 @@ pub struct Channel {
     service: Option<Service>,
     opening: Option<BoxFuture<'static, Outcome>>,
     backoff: Backoff,
+    /// Of the connections to the service.
+    lives: Lives,
     /// Since when the data channel is closed, or the agent behind it silent.
     down: Option<Instant>,
     /// Made to open the data channel while it was down.
@@ -117,6 +116,7 @@ impl Channel {
             service: None,
             opening: None,
             backoff: Backoff::default(),
+            lives: Lives::default(),
             down: None,
             attempts: 0,
             away: false,
@@ -339,8 +339,8 @@ impl Channel {
             return;
         }
         // One that is closed as soon as it is open must not be opened again and again without a pause.
-        let good = if service.brought_anything { GOOD_WITH_DATA } else { GOOD };
-        if now.saturating_duration_since(service.opened) >= good {
+        let lasted = now.saturating_duration_since(service.opened);
+        if self.lives.ended(now, lasted, service.brought_anything) {
             self.backoff = Backoff::default();
         } else {
             self.backoff.failed();
@@ -357,7 +357,9 @@ impl Channel {
             self.tell(Some(if away { Event::AgentAway } else { Event::AgentBack })).await;
         }
         let silent = self.relay.agent_is_silent();
-        if let Some(down) = self.down.take_if(|_| !silent && self.service.is_some()) {
+        let Self { lives, service, .. } = self;
+        let up = !silent && service.as_ref().is_some_and(|service| lives.trusts(now, service.opened));
+        if let Some(down) = self.down.take_if(|_| up) {
             let (after, attempts) = (now.saturating_duration_since(down), self.attempts);
             self.tell(Some(Event::ChannelResumed { after, attempts })).await;
         } else if silent && self.down.is_none() {

@@ -1,5 +1,6 @@
 //! PURE. Whether the other side of a connection, and the plugin behind it, still does anything.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Pings at intervals, and waits for any sign of life after each.
@@ -48,6 +49,53 @@ impl PingClock {
             }
             _ => Verdict::Well,
         }
+    }
+}
+
+/// A connection that lasted so long was a good one.
+const GOOD: Duration = Duration::from_secs(5);
+/// One that lasted so long, and brought anything, may be followed at once.
+const GOOD_WITH_DATA: Duration = Duration::from_secs(1);
+/// One that did not last so long was short.
+const SHORT: Duration = Duration::from_millis(2500);
+/// So many short ones …
+const SHORT_LIVES: usize = 5;
+/// … within this time are no misfortune.
+const WITHIN: Duration = Duration::from_secs(60);
+/// After so much of that, each new connection counts only when it has proven good.
+const FOR_LONG: Duration = Duration::from_secs(30);
+
+/// How long connections last, one after the other. Something on the way that kills each of them when it has just begun to
+/// bring something would have them opened anew for ever, without a pause.
+#[derive(Debug, Default)]
+pub struct Lives {
+    short: VecDeque<Instant>,
+    /// Since when there are too many short ones. A good one ends that.
+    flapping: Option<Instant>,
+}
+
+impl Lives {
+    /// One has ended that had lasted so long. Returns whether the next one is to be opened at once.
+    pub fn ended(&mut self, now: Instant, lasted: Duration, brought_anything: bool) -> bool {
+        if lasted >= GOOD {
+            *self = Self::default();
+            return true;
+        }
+        self.short.retain(|at| now.saturating_duration_since(*at) < WITHIN);
+        if lasted < SHORT {
+            if self.short.len() == SHORT_LIVES {
+                self.short.pop_front();
+                self.flapping.get_or_insert(now);
+            }
+            self.short.push_back(now);
+        }
+        brought_anything && lasted >= GOOD_WITH_DATA && self.flapping.is_none()
+    }
+
+    /// Whether a connection that was opened then can be relied upon.
+    pub fn trusts(&self, now: Instant, opened: Instant) -> bool {
+        let for_long = self.flapping.is_some_and(|at| now.saturating_duration_since(at) >= FOR_LONG);
+        !for_long || now.saturating_duration_since(opened) >= GOOD
     }
 }
 
@@ -111,6 +159,43 @@ mod tests {
         let mut clock = PingClock::new(now, SECOND * 5, SECOND * 10);
         let excused = |second| (7..100).contains(&second);
         assert_eq!(looks(&mut clock, now, excused, 0..110), [(5, Verdict::Ping), (109, Verdict::Dead)]);
+    }
+
+    /// A middlebox that kills each connection after a second or two.
+    #[test]
+    fn connections_that_are_killed_young_again_and_again_are_not_opened_without_pause() {
+        let (mut now, mut lives, lasts) = (Instant::now(), Lives::default(), SECOND * 3 / 2);
+        let mut sixth = None;
+        for nth in 1..=40 {
+            let for_long = sixth.is_some_and(|sixth| now >= sixth + FOR_LONG);
+            assert_eq!(lives.trusts(now, now), !for_long, "{nth}");
+            now += lasts;
+            assert_eq!(lives.ended(now, lasts, true), nth <= 5, "{nth}");
+            if nth >= 6 {
+                sixth.get_or_insert(now);
+                // The pause.
+                now += SECOND;
+            }
+        }
+        let opened = now;
+        assert!(!lives.trusts(now, opened) && lives.trusts(now + GOOD, opened), "until one has proven good");
+        assert!(lives.ended(now + GOOD, GOOD, false));
+        assert!(lives.trusts(now + GOOD, now + GOOD) && lives.ended(now + GOOD * 2, lasts, true));
+    }
+
+    /// What is closed every few seconds, or now and then, is opened at once each time.
+    #[test]
+    fn connections_that_last_a_little_or_are_killed_now_and_then_are_opened_at_once() {
+        for (lasts, pause) in [(SECOND * 3, Duration::ZERO), (SECOND * 2, SECOND * 15)] {
+            let (mut now, mut lives) = (Instant::now(), Lives::default());
+            for _ in 0..40 {
+                now += lasts + pause;
+                assert!(lives.ended(now, lasts, true));
+            }
+        }
+        let (mut lives, now) = (Lives::default(), Instant::now());
+        assert!(!lives.ended(now, SECOND * 3, false), "nothing came of it");
+        assert!(!lives.ended(now, SECOND / 2, true), "closed at once");
     }
 
     #[test]

@@ -385,6 +385,28 @@ async fn a_service_that_closes_at_once_is_not_asked_without_pause() {
     assert!(closed.elapsed() >= Duration::from_millis(300), "and half of 400 ms");
 }
 
+/// Something on the way kills each data channel after a second.
+#[tokio::test]
+async fn data_channels_that_are_killed_young_are_soon_opened_with_pauses() {
+    let mut bench = Bench::new(GatewayMode::Hold).await;
+    let (mut plugin, mut service) = bench.opened().await;
+    let mut paused = Vec::new();
+    for number in 0..7 {
+        service.send(output(number, b"something")).await.unwrap();
+        binary(&mut plugin).await;
+        tokio::time::sleep(Duration::from_millis(1050)).await;
+        let closed = std::time::Instant::now();
+        drop(service);
+        (service, ..) = bench.service.accept().await;
+        paused.push(closed.elapsed() >= Duration::from_millis(100));
+        assert!(matches!(bench.event().await, Event::ChannelClosed { .. }));
+        assert!(matches!(bench.event().await, Event::ChannelResumed { .. }));
+    }
+    // Half of 200 ms, and half of 400.
+    assert_eq!(paused[5..], [true, true]);
+    assert!(paused[..5].contains(&false), "the first ones follow at once");
+}
+
 #[tokio::test]
 async fn a_refused_first_opening_is_resumed() {
     let mut bench = Bench::new(GatewayMode::Hold).await;
