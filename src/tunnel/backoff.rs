@@ -4,22 +4,25 @@
 //! |---|---|---|---|
 //! | needs a change | 5 min | 5 min | 90 % |
 //! | access | 15 s | 5 min | 50 % |
-//! | target not connected | 2 s | 30 s | 50 % |
+//! | target not connected | 2 s | 10 s, after 42 failures (5 min) 20 s | 50 % |
 //! | throttled | 2 s | 30 s | 50 % |
 //! | network or service | 0.5 s | 10 s | 0 |
 //!
 //! The ceiling doubles with each failure of the same class in a row; the delay is drawn evenly between the floor (a
 //! share of the ceiling) and the ceiling, so that the many tunnels that one outage has stopped do not come back in step.
 //!
-//! The last ceiling of network failures is well below `hold` (30 s by default): clients that are held through an outage
-//! are to be served when it is over, not to be sent away because the clock still runs.
+//! The last ceilings of network failures and of targets that are not connected are well below `hold` (30 s by default):
+//! clients that are held through an outage, or while the target is rebooted, are to be served when it is over, not to be
+//! sent away because the clock still runs. Nobody tells when a target that is listed by its id is back.
 
 use std::time::Duration;
 
 use super::failure::Class;
 
-/// Doubling more often than this changes nothing: every class has reached its last ceiling.
-const MOST_DOUBLINGS: u32 = 16;
+/// Counting further changes nothing: every class has reached its last ceiling.
+const MOST_FAILURES: u32 = 64;
+/// A reboot takes no longer than so many attempts. A target that is away for hours need not be asked for as often.
+const REBOOTED: u32 = 42;
 
 /// One slot's clock: how often it has failed in a row, and why.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -35,9 +38,9 @@ impl Backoff {
             self.last = Some(class);
             self.failures = 0;
         }
-        let (first, last, floor) = bounds(class);
-        let ceiling = first.saturating_mul(1 << self.failures).min(last);
-        self.failures = (self.failures + 1).min(MOST_DOUBLINGS);
+        let (first, last, floor) = bounds(class, self.failures);
+        let ceiling = first.saturating_mul(2u32.saturating_pow(self.failures)).min(last);
+        self.failures = (self.failures + 1).min(MOST_FAILURES);
         ceiling.mul_f64(floor + (1.0 - floor) * random.clamp(0.0, 1.0))
     }
 
@@ -47,13 +50,15 @@ impl Backoff {
     }
 }
 
-/// First ceiling, last ceiling, and the floor as a share of the ceiling.
-pub(super) fn bounds(class: Class) -> (Duration, Duration, f64) {
+/// First ceiling, last ceiling, and the floor as a share of the ceiling, after so many failures in a row.
+fn bounds(class: Class, failures: u32) -> (Duration, Duration, f64) {
     let seconds = Duration::from_secs;
     match class {
         Class::NeedsChange => (seconds(300), seconds(300), 0.9),
         Class::Access => (seconds(15), seconds(300), 0.5),
-        Class::TargetNotConnected | Class::Throttled => (seconds(2), seconds(30), 0.5),
+        Class::TargetNotConnected if failures < REBOOTED => (seconds(2), seconds(10), 0.5),
+        Class::TargetNotConnected => (seconds(2), seconds(20), 0.5),
+        Class::Throttled => (seconds(2), seconds(30), 0.5),
         Class::Network => (Duration::from_millis(500), seconds(10), 0.0),
     }
 }
@@ -78,7 +83,7 @@ mod tests {
         fn stays_within_the_bounds_of_its_class(history in proptest::collection::vec((class(), 0.0..1.0f64), 1..60)) {
             let mut backoff = Backoff::default();
             for (class, random) in history {
-                let (first, last, floor) = bounds(class);
+                let (first, last, floor) = bounds(class, MOST_FAILURES);
                 let delay = backoff.fail(class, random);
                 prop_assert!(delay <= last);
                 prop_assert!(delay >= first.mul_f64(floor));
@@ -91,6 +96,19 @@ mod tests {
         let mut backoff = Backoff::default();
         let delays: Vec<_> = (0..9).map(|_| backoff.fail(Class::Network, 1.0).as_millis()).collect();
         assert_eq!(delays, [500, 1000, 2000, 4000, 8000, 10_000, 10_000, 10_000, 10_000]);
+    }
+
+    /// An instance's reboot: whoever is held when it is back is served, whenever that is.
+    #[test]
+    fn a_target_that_is_rebooted_is_asked_for_more_often_than_clients_are_sent_away() {
+        let (mut backoff, mut total) = (Backoff::default(), Duration::ZERO);
+        while total < Duration::from_secs(300) {
+            let delay = backoff.fail(Class::TargetNotConnected, 0.5);
+            assert!(delay <= Duration::from_secs(10));
+            total += delay;
+        }
+        let later = (0..100).map(|_| backoff.fail(Class::TargetNotConnected, 1.0)).max();
+        assert_eq!(later, Some(Duration::from_secs(20)), "3 s of starting a session are within `hold` too");
     }
 
     #[test]
