@@ -34,13 +34,15 @@ pub(super) fn lock(targets: &SharedTargets) -> MutexGuard<'_, Targets> {
 }
 
 /// Everything up to an answer of StartSession. The plugin is looked for first: without one, a session would be started
-/// only to be terminated. A target that is not connected is passed over for the next one at once.
+/// only to be terminated. A target that is not connected is passed over for the next one at once. Nobody is asked once
+/// the session is not wanted any more.
 pub(super) async fn begin(
     config: &config::Tunnel,
     shared: &Shared,
     targets: &SharedTargets,
     generation: Generation,
     beside: &[Generation],
+    is_wanted: impl Fn() -> bool,
 ) -> Result<Begun, Failure> {
     let plugin = find(&config.plugin)?;
     shared.versions.check(&plugin).await?;
@@ -55,6 +57,9 @@ pub(super) async fn begin(
         let Some(chosen) = chosen else {
             return Err(Failure::new(Class::TargetNotConnected, "there is no target"));
         };
+        if !is_wanted() {
+            return Err(Failure::new(Class::Network, "the tunnel is gone"));
+        }
         asked += 1;
         let request = target::start_request(config, &chosen, &target::host_name());
         let failure = match api.start_session(&request).await {

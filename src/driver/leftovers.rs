@@ -72,7 +72,8 @@ async fn rounds(mut wanted: watch::Receiver<Round>, record: Record, clients: Arc
     }
 }
 
-async fn terminate(config: &config::Tunnel, record: &Record, clients: &Clients, session: &str) {
+/// Tries once.
+pub(super) async fn terminate(config: &config::Tunnel, record: &Record, clients: &Clients, session: &str) {
     let result = match clients.get(&config.identity).await {
         Ok(api) => api.terminate_session(session).await,
         Err(failure) => Err(failure),

@@ -238,6 +238,13 @@ impl Driver {
                 self.handle(event);
             }
         }
+        self.messages.close();
+        while let Ok(message) = self.messages.try_recv() {
+            if let Message::Begun(_, Ok(begun)) = message {
+                self.leftovers.add(begun.started.session_id);
+                self.leftovers.terminate(&self.config);
+            }
+        }
     }
 
     fn command(&mut self, command: Command) -> Option<Event> {
@@ -248,6 +255,10 @@ impl Driver {
                 let other_mode = self.config.gateway != config.gateway;
                 let other_probe = self.config.probe != config.probe;
                 self.config = Arc::new(*config);
+                if renew {
+                    // Whoever looks for a target looks for the old one.
+                    self.waiting_for_target = None;
+                }
                 if other_mode {
                     self.tell_mode();
                 }
@@ -303,11 +314,13 @@ impl Driver {
     fn message(&mut self, message: Message) -> Option<Event> {
         let (generation, event) = match message {
             Message::Begun(generation, Ok(begun)) => {
-                let session = self.sessions.get_mut(&generation)?;
                 let id = begun.started.session_id.clone();
-                if let Err(error) = self.record.add(&id) {
-                    warn!(tunnel = self.config.name, session = id, %error, "the session could not be recorded");
-                }
+                let Some(session) = self.sessions.get_mut(&generation) else {
+                    // It was given up meanwhile.
+                    self.leftovers.add(id);
+                    self.leftovers.terminate(&self.config);
+                    return None;
+                };
                 let (tunnel, target) = (&self.config.name, &begun.target);
                 if self.failed.is_quiet() {
                     debug!(

@@ -2,13 +2,14 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use tokio::sync::mpsc::error::SendError;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use super::begin::{self, begin};
 use super::session::{Message, Session};
-use super::{Driver, probing, report};
+use super::{Driver, leftovers, probing, report};
 use crate::plugin::process::Running;
 use crate::tunnel::failure::{Class, Failure};
 use crate::tunnel::health::Found;
@@ -100,10 +101,22 @@ impl Driver {
     fn start(&mut self, generation: Generation) {
         let (config, shared, targets) = (self.config.clone(), self.shared.clone(), self.targets.clone());
         self.sessions.insert(generation, Session::default());
-        let (sender, beside) = (self.sender.clone(), self.core.beside(generation));
+        let (sender, beside, record) =
+            (self.sender.clone(), self.core.beside(generation), self.record.clone());
         tokio::spawn(async move {
-            let begun = begin(&config, &shared, &targets, generation, &beside).await.map(Box::new);
-            let _ = sender.send(Message::Begun(generation, begun)).await;
+            let is_wanted = || !sender.is_closed();
+            let begun = begin(&config, &shared, &targets, generation, &beside, is_wanted).await.map(Box::new);
+            // Before anybody is told: whoever is to hear of it may have gone, and this process may go too.
+            if let Ok(begun) = &begun
+                && let Err(error) = record.add(&begun.started.session_id)
+            {
+                let (tunnel, session) = (&config.name, &begun.started.session_id);
+                warn!(tunnel, session, %error, "the session could not be recorded");
+            }
+            let told = sender.send(Message::Begun(generation, begun)).await;
+            if let Err(SendError(Message::Begun(_, Ok(begun)))) = told {
+                leftovers::terminate(&config, &record, &shared.clients, &begun.started.session_id).await;
+            }
         });
     }
 

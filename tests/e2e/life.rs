@@ -429,3 +429,25 @@ fn listening_port(pid: i32) -> Option<u16> {
     };
     tcp.iter().find(|entry| listening(entry)).map(|entry| entry.local_address.port())
 }
+
+/// StartSession answers when the tunnel that has asked for the session is no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_for_a_tunnel_that_is_gone_is_terminated() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    lab.set(Fault::Api(Call::Start, ApiFault::Silence));
+    let (address, other) = (own_address(), own_address());
+    let stays = tunnel(&lab, "echo", address, lab.echo_addr(), "");
+    let goes = tunnel(&lab, "gone", other, lab.echo_addr(), "drain = \"0s\"");
+    let daemon = Daemon::start(address, &format!("{stays}{goes}"));
+    daemon.event_times("listening", 2).await;
+    std::fs::write(daemon.folder.path().join("config.toml"), &stays).unwrap();
+    daemon.signal(Signal::SIGHUP);
+    daemon.event("removed").await;
+    // It waits for what it has begun, but not for long.
+    assert_eq!(daemon.event("not_terminated").await.field("tunnel"), "gone");
+    lab.clear(Fault::Api(Call::Start, ApiFault::Silence));
+    assert_eq!(daemon.event("ready").await.field("tunnel"), "echo");
+    assert_eq!(daemon.event("leftover").await.field("tunnel"), "gone");
+    assert_eq!((lab.status().start.succeeded, lab.sessions().len()), (2, 1));
+    daemon.stop(&lab).await;
+}

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use autossm_lab::Lab;
+use autossm_lab::fault::{ApiFault, Call, Fault};
 use autossm_lab::options::{Node, Options};
+use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -167,6 +169,25 @@ async fn a_pool_is_spread_over_the_targets_and_asks_for_them_once() {
     terminate(&lab, B);
     daemon.event_times("ready", 4).await;
     assert_ne!(started(&daemon).pop().unwrap(), B);
+    daemon.stop(&lab).await;
+}
+
+/// The tag has nobody. The file names another target, which may not be used: nobody looks for the old one any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_nodes_of_a_tag_are_not_listed_once_another_target_is_configured() {
+    let lab = lab(&[]).await;
+    let daemon = start(&lab, TAG, "");
+    until("a second look for nodes", || (lab.status().nodes_listed >= 2).then_some(())).await;
+    lab.set(Fault::Api(Call::Start, ApiFault::Denied));
+    let file = daemon.folder.path().join("config.toml");
+    let config = std::fs::read_to_string(&file).unwrap().replace(TAG, &format!("\"{A}\""));
+    std::fs::write(&file, config).unwrap();
+    daemon.signal(Signal::SIGHUP);
+    until("a refusal", || (lab.status().start.processed >= 1).then_some(())).await;
+    let listed = lab.status().nodes_listed;
+    // More than the time between two looks.
+    until("the next attempt", || (lab.status().start.processed >= 2).then_some(())).await;
+    assert_eq!(lab.status().nodes_listed, listed);
     daemon.stop(&lab).await;
 }
 
