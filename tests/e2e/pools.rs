@@ -202,8 +202,10 @@ async fn a_pool_hides_killed_plugins() {
     let lab = Lab::start(Options::default()).await.unwrap();
     let daemon = Daemon::echo(&lab, "sessions = 4").await;
     daemon.event_times("ready", 4).await;
-    // The same without a tunnel, at the same time: what the host itself makes connections wait.
-    let direct = Load::start(lab.echo_addr(), 20);
+    // The same without kills, at the same time: what the host itself makes connections wait on such a way.
+    let quiet = Daemon::echo(&lab, "sessions = 4").await;
+    quiet.event_times("ready", 4).await;
+    let quiet_load = Load::start(quiet.address, 20);
     let load = Load::start(daemon.address, 20);
     let mut plugins = daemon.plugins();
     for kill_number in 0..KILLS {
@@ -217,7 +219,7 @@ async fn a_pool_hides_killed_plugins() {
         plugins.extend(new);
         assert!(plugins.len() >= 3, "after {} kills: {}", kill_number + 1, daemon.tail());
     }
-    let (seen, direct) = (load.finish().await, direct.finish().await);
+    let (seen, beside) = (load.finish().await, quiet_load.finish().await);
     let ends: Vec<_> = daemon
         .events("lost")
         .iter()
@@ -231,16 +233,24 @@ async fn a_pool_hides_killed_plugins() {
         failed.len(),
         daemon.events("holding").len(),
     );
-    for (way, seen) in [("through the pool", &seen), ("directly", &direct)] {
-        let [half, most, all] = [0.5, 0.99, 1.0].map(|share| seen.wait_of(share).as_secs_f64() * 1e3);
-        println!("{way}: half wait up to {half:.1} ms, 99 % up to {most:.1} ms, the longest {all:.1} ms");
+    let mut allowed = Vec::new();
+    for share in [0.5, 0.99, 1.0] {
+        let [pool, without] = [&seen, &beside].map(|seen| seen.wait_of(share));
+        // A host that makes connections wait for longer than a third of it without any kill cannot be held to it.
+        let most = LONGEST.max(3 * without);
+        println!(
+            "{:3.0} % wait up to {:.1} ms ({:.1} ms in a pool beside it without kills); {} ms allowed",
+            share * 100.0,
+            pool.as_secs_f64() * 1e3,
+            without.as_secs_f64() * 1e3,
+            most.as_millis()
+        );
+        allowed.push((pool, most));
     }
+    quiet.end().await;
     assert_eq!(failed.len(), 0, "{failed:?}");
     assert_eq!(daemon.events("holding").len(), 0);
-    assert!(seen.wait_of(0.99) <= LONGEST, "{:?}", seen.wait_of(0.99));
-    // A host that makes even a direct connection wait for longer than a third of this is not to be measured by it.
-    let longest = LONGEST.max(3 * direct.longest_wait());
-    assert!(seen.longest_wait() <= longest, "{:?}, with {longest:?} allowed", seen.longest_wait());
+    assert!(allowed.iter().all(|(waited, most)| waited <= most), "{allowed:?}");
     daemon.stop(&lab).await;
 }
 
