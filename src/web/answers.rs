@@ -9,14 +9,16 @@ use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue,
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::board::{About, Board, Known, Lost};
+use super::board::{About, Board, Known};
 use super::exposition::{self, Format, Told};
 use super::guard::Guard;
 use super::{Settings, page, streams};
+use crate::control::protocol::{Event, Status};
 use crate::control::time::Timestamp;
 
 /// A body: whole, or a stream.
@@ -30,6 +32,9 @@ const REFRESH_ONE: Duration = Duration::from_millis(800);
 const FRESH: Duration = Duration::from_millis(500);
 /// Events in an answer, unless more or fewer are asked for.
 const LAST: usize = 100;
+
+/// The most that can be asked for: half a megabyte.
+const MOST: usize = 2000;
 
 /// The version of this program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -77,6 +82,7 @@ impl Site {
         headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
         if request.method() == Method::HEAD {
             // The stream is not begun, and its place given back.
+            response.extensions_mut().remove::<streams::Endless>();
             response.map(|_| full(Full::default()))
         } else {
             response
@@ -153,17 +159,26 @@ impl Site {
     }
 
     async fn tunnels(&self) -> Response<Answer> {
-        let tunnels: Vec<_> = self
-            .fresh()
-            .await
-            .into_iter()
-            .map(|Known { status, lost }| {
-                let lost = lost.filter(Lost::is_news);
-                let lost = lost.map(|lost| json!({ "since": lost.since, "reason": lost.why }));
-                json!({ "reachable": lost.is_none(), "unreachable": lost, "status": &*status })
-            })
-            .collect();
-        json(StatusCode::OK, &json!({ "now": Timestamp::now(), "host": self.about.host, "tunnels": tunnels }))
+        #[derive(Serialize)]
+        struct Tunnels<'a> {
+            now: Timestamp,
+            host: &'a str,
+            tunnels: Vec<Tunnel<'a>>,
+        }
+        #[derive(Serialize)]
+        struct Tunnel<'a> {
+            reachable: bool,
+            unreachable: Option<Value>,
+            status: &'a Status,
+        }
+        let all = self.fresh().await;
+        let tunnels = all.iter().map(|Known { status, lost }| {
+            let lost = lost.as_ref().filter(|lost| lost.is_news());
+            let unreachable = lost.map(|lost| json!({ "since": lost.since, "reason": lost.why }));
+            Tunnel { reachable: lost.is_none(), unreachable, status }
+        });
+        let tunnels = tunnels.collect();
+        json(StatusCode::OK, &Tunnels { now: Timestamp::now(), host: &self.about.host, tunnels })
     }
 
     fn events<B>(self: &Arc<Self>, request: &Request<B>) -> Response<Answer> {
@@ -173,7 +188,7 @@ impl Site {
             match pair.split_once('=').unwrap_or((pair, "")) {
                 ("tunnel", name) => tunnel = Some(name),
                 ("last", number) => match number.parse() {
-                    Ok(number) => last = number,
+                    Ok(number) => last = MOST.min(number),
                     Err(_) => return plain(StatusCode::BAD_REQUEST, "last= takes a number of events\n"),
                 },
                 _ => return plain(StatusCode::BAD_REQUEST, "There is: ?tunnel=NAME  &last=NUMBER\n"),
@@ -188,8 +203,12 @@ impl Site {
         {
             return plain(StatusCode::NOT_FOUND, "There is no tunnel of this name.\n");
         }
-        let events: Vec<_> = self.board.events(tunnel, last);
-        json(StatusCode::OK, &json!({ "events": events.iter().map(Arc::as_ref).collect::<Vec<_>>() }))
+        #[derive(Serialize)]
+        struct Events<'a> {
+            events: Vec<&'a Event>,
+        }
+        let events = self.board.events(tunnel, last);
+        json(StatusCode::OK, &Events { events: events.iter().map(Arc::as_ref).collect() })
     }
 }
 
@@ -210,8 +229,12 @@ pub fn plain(code: StatusCode, text: &'static str) -> Response<Answer> {
     response
 }
 
-fn json(code: StatusCode, value: &Value) -> Response<Answer> {
-    let mut response = Response::new(full(Full::from(value.to_string())));
+fn json(code: StatusCode, value: &impl Serialize) -> Response<Answer> {
+    let text = serde_json::to_vec(value).unwrap_or_else(|error| {
+        tracing::debug!(%error, "an answer could not be written");
+        Vec::new()
+    });
+    let mut response = Response::new(full(Full::from(text)));
     *response.status_mut() = code;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response

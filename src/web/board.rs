@@ -52,6 +52,9 @@ struct Inner {
     tunnels: BTreeMap<String, Tunnel>,
     /// Tunnels that are to run.
     expected: BTreeSet<String>,
+    /// Everything as pages are told it, and what has changed since: the same bytes for all of them. Empty where nobody
+    /// looks.
+    told: VecDeque<Bytes>,
     /// The number of the next event.
     next: u64,
     /// The directory was read.
@@ -290,9 +293,10 @@ impl Board {
 
     /// A tunnel was stopped by somebody, and is none of this host's any more.
     pub fn forget(&self, name: &str) {
-        if self.inner().tunnels.remove(name).is_some() {
+        let mut inner = self.inner();
+        if inner.tunnels.remove(name).is_some() {
             self.answered.notify_waiters();
-            let _ = self.live.send(message("removed", &serde_json::json!({ "name": name })));
+            self.publish_one(&mut inner, || message("removed", &serde_json::json!({ "name": name })));
         }
     }
 
@@ -369,8 +373,11 @@ impl Board {
                 .map(|(name, one)| one.told(name, false, now))
                 .collect();
             if !told.is_empty() {
-                let _ = self.live.send(message("tunnels", &told));
+                let told = message("tunnels", &told);
+                self.publish_one(&mut inner, || told);
             }
+        } else {
+            inner.told.clear();
         }
         for tunnel in inner.tunnels.values_mut() {
             (tunnel.status_changed, tunnel.timeline_changed) = (false, false);
@@ -399,8 +406,20 @@ impl Board {
             }
             samples.insert(name, (open, rate));
         }
+        let told = message("samples", &samples);
+        self.publish_one(&mut inner, || told);
+    }
+
+    /// Tells all pages, and those that come later.
+    fn publish_one(&self, inner: &mut Inner, message: impl FnOnce() -> Bytes) {
         if self.is_watched() {
-            let _ = self.live.send(message("samples", &samples));
+            let message = message();
+            if !inner.told.is_empty() {
+                inner.told.push_back(message.clone());
+            }
+            let _ = self.live.send(message);
+        } else {
+            inner.told.clear();
         }
     }
 
@@ -499,28 +518,34 @@ impl Board {
         Followed { here: here.into(), missed: missed || many > 0, coming: self.happened.subscribe() }
     }
 
-    /// Changes from now on, for a page; as long as the value lives, tunnels are asked often.
-    pub fn view(self: &Arc<Self>) -> View {
+    /// Everything, and changes from now on, for a page; as long as the value lives, tunnels are asked often.
+    pub fn view(self: &Arc<Self>, about: &About) -> View {
         self.viewers.fetch_add(1, Ordering::Relaxed);
-        self.inner().tunnels.values().for_each(|tunnel| tunnel.ask.notify_one());
-        View { board: self.clone(), changes: self.live.subscribe() }
+        let mut inner = self.inner();
+        inner.tunnels.values().for_each(|tunnel| tunnel.ask.notify_one());
+        let since: usize = inner.told.iter().skip(1).map(Bytes::len).sum();
+        let is_long = inner.told.len() > BEHIND || inner.told.front().is_none_or(|whole| since > whole.len());
+        if is_long {
+            let whole = inner.whole(about);
+            inner.told = [whole].into();
+        }
+        View { board: self.clone(), first: inner.told.clone(), changes: self.live.subscribe() }
     }
+}
 
-    /// Everything, for a page that has just come.
-    pub fn whole(&self, about: &About) -> Bytes {
+impl Inner {
+    fn whole(&self, about: &About) -> Bytes {
         #[derive(Serialize)]
         struct Whole<'a> {
-            now: u64,
             #[serde(flatten)]
             about: &'a About,
             samples: usize,
             tunnels: Vec<Told<'a>>,
         }
         let now = Timestamp::now();
-        let inner = self.inner();
-        let known = inner.tunnels.iter().filter(|(_, one)| one.status.is_some());
+        let known = self.tunnels.iter().filter(|(_, one)| one.status.is_some());
         let tunnels = known.map(|(name, one)| one.told(name, true, now)).collect();
-        message("board", &Whole { now: now.millis(), about, samples: SAMPLES, tunnels })
+        message("board", &Whole { about, samples: SAMPLES, tunnels })
     }
 }
 
@@ -549,8 +574,21 @@ impl Tunnel {
 #[derive(Debug)]
 pub struct View {
     board: Arc<Board>,
-    /// What it is to be told.
-    pub changes: broadcast::Receiver<Bytes>,
+    first: VecDeque<Bytes>,
+    changes: broadcast::Receiver<Bytes>,
+}
+
+impl View {
+    /// What it is to be told next.
+    ///
+    /// # Errors
+    /// It has not asked for so long that some of it is gone.
+    pub async fn next(&mut self) -> Result<Bytes, broadcast::error::RecvError> {
+        match self.first.pop_front() {
+            Some(first) => Ok(first),
+            None => self.changes.recv().await,
+        }
+    }
 }
 
 impl Drop for View {
@@ -681,6 +719,67 @@ mod tests {
             [(Kind::Unknown, 86_400), (Kind::Up, 80_001), (Kind::Down, 80_000), (Kind::Up, 76_000)]
         );
         assert!(drawn.marks.len() > 300, "{}", drawn.marks.len());
+    }
+
+    /// What a page makes of its messages: connections of each tunnel, and how many samples there are of one.
+    fn shown(messages: &[Bytes]) -> (BTreeMap<String, u64>, usize) {
+        let (mut open, mut samples) = (BTreeMap::new(), 0);
+        for message in messages {
+            let text = std::str::from_utf8(message).unwrap();
+            let (kind, data) = text.trim().split_once("\ndata: ").unwrap();
+            let data: serde_json::Value = serde_json::from_str(data).unwrap();
+            let mut take = |tunnels: &serde_json::Value| {
+                for one in tunnels.as_array().unwrap() {
+                    let count = one["status"]["connections"]["open"].as_u64().unwrap();
+                    open.insert(one["name"].as_str().unwrap().to_owned(), count);
+                }
+            };
+            match kind {
+                "event: board" => {
+                    take(&data["tunnels"]);
+                    samples = data["tunnels"][0]["samples"]["open"].as_array().unwrap().len();
+                }
+                "event: tunnels" => take(&data),
+                "event: samples" => samples += 1,
+                "event: removed" => drop(open.remove(data["name"].as_str().unwrap())),
+                other => panic!("{other}"),
+            }
+        }
+        (open, samples)
+    }
+
+    #[test]
+    fn pages_that_come_at_different_times_share_what_they_are_told() {
+        let board = Arc::new(Board::default());
+        let about = About { host: String::new(), version: "", runtime_dir: String::new() };
+        let is = |name: &str, open: u64| {
+            let connections = crate::control::protocol::Connections { open, ..Default::default() };
+            board.status(name, Status { connections, ..Status::default() }, Instant::now());
+            board.tell();
+        };
+        let first = |view: &View| view.first.iter().cloned().collect::<Vec<_>>();
+        for n in 0..20 {
+            is(&format!("t-{n:02}"), 1);
+        }
+        let one = board.view(&about);
+        is("t-01", 7);
+        board.sample();
+        board.forget("t-02");
+        let two = board.view(&about);
+        assert_eq!(first(&one)[0].as_ptr(), first(&two)[0].as_ptr(), "the same bytes");
+        let (open, samples) = shown(&first(&two));
+        assert_eq!((open.len(), open["t-01"], samples), (19, 7, 1));
+        // What changes while nobody looks is in what the next one is told, and so is all that there was too much of.
+        drop((one, two));
+        is("t-03", 9);
+        let three = board.view(&about);
+        assert_eq!(shown(&first(&three)).0["t-03"], 9);
+        for n in 0..500 {
+            is("t-04", n);
+        }
+        let four = board.view(&about);
+        assert!(first(&four).len() <= BEHIND + 1);
+        assert_eq!(shown(&first(&four)).0["t-04"], 499);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod expected;
 pub mod exposition;
 mod guard;
 mod page;
+mod places;
 mod streams;
 pub mod timeline;
 mod watcher;
@@ -27,17 +28,17 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
 use self::answers::Site;
 use self::board::Board;
 pub use self::expected::UNITS;
+use self::places::{Place, Places, Watched};
+use self::streams::Endless;
 
-/// Clients connected at once; those beyond it wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 256;
 /// Streams open at once: they stay, and must leave room for Prometheus.
 const MAX_STREAMS: usize = 128;
 /// For a request's head, and between two requests.
@@ -73,17 +74,13 @@ pub async fn serve(listener: TcpListener, settings: Settings) {
 }
 
 async fn accept(listener: TcpListener, site: Arc<Site>) {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Arc::new(Places::default());
     loop {
-        // Never closed.
-        let Ok(place) = room.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, from)) => {
-                let site = site.clone();
-                tokio::spawn(async move {
-                    connection(stream, from, site).await;
-                    drop(place);
-                });
+                // The next ones wait in the kernel's queue.
+                let place = places.take().await;
+                tokio::spawn(connection(stream, from, place, site.clone()));
             }
             Err(error) => {
                 warn!(event = "accept_failed", reason = %error, "a client could not be accepted: {error}");
@@ -93,20 +90,64 @@ async fn accept(listener: TcpListener, site: Arc<Site>) {
     }
 }
 
-async fn connection(stream: TcpStream, from: SocketAddr, site: Arc<Site>) {
+async fn connection(stream: TcpStream, from: SocketAddr, place: Place, site: Arc<Site>) {
     // Small answers at once; and the kernel lets go of those who never read.
     let set = stream.set_nodelay(true).and_then(|()| Ok(setsockopt(&stream, TcpUserTimeout, &UNREAD)?));
     if let Err(error) = set {
         debug!(%from, %error, "a socket option could not be set");
     }
-    let service = service_fn(async |request| Ok::<_, Infallible>(site.answer(&request).await));
-    let served = http1::Builder::new()
+    if let Err(error) = answer(stream, place, &site).await {
+        debug!(%from, %error, "a connection has ended");
+    }
+}
+
+/// Answers a client's requests until it, or its time, is over.
+async fn answer(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    place: Place,
+    site: &Arc<Site>,
+) -> hyper::Result<()> {
+    let place = Arc::new(place);
+    let service = service_fn(async |request| {
+        place.asked();
+        let response = site.answer(&request).await;
+        place.answered(response.extensions().get::<Endless>().is_some());
+        Ok::<_, Infallible>(response)
+    });
+    let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
-        debug!(%from, %error, "a connection has ended");
+        .serve_connection(TokioIo::new(Watched { stream, place: place.clone() }), service);
+    tokio::select! {
+        served = serving => served,
+        () = place.over() => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::Instant;
+
+    /// Each byte is progress to the kernel.
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_an_answer_byte_by_byte_is_let_go() {
+        let settings = Settings { directories: Vec::new(), units: Vec::new(), hosts: Vec::new() };
+        let site = Arc::new(Site::new(Arc::default(), settings, 1));
+        let places = Arc::new(Places::default());
+        let (mut client, stream) = tokio::io::duplex(256);
+        let place = places.take().await;
+        let answering = tokio::spawn(async move { answer(stream, place, &site).await });
+        let request = b"GET /page.js HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        let began = Instant::now();
+        while client.read_u8().await.is_ok() {
+            sleep(Duration::from_secs(1)).await;
+            assert!(began.elapsed() < Duration::from_secs(400), "it goes on and on");
+        }
+        answering.await.unwrap().unwrap();
+        assert!(began.elapsed() > Duration::from_secs(60));
     }
 }

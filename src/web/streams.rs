@@ -23,33 +23,39 @@ const ALIVE: Duration = Duration::from_secs(5);
 /// A client that comes without a number gets what happens from now on; clocks and queues are given this much.
 const NOW: Duration = Duration::from_secs(2);
 
+/// Marks an answer without an end.
+#[derive(Clone, Copy, Debug)]
+pub struct Endless;
+
 /// `/api/live`: the page's own. First everything, then what changes.
 pub fn live(site: &Arc<Site>) -> Response<Answer> {
     struct Live {
         site: Arc<Site>,
         view: View,
-        first: Option<Bytes>,
         alive: Interval,
         _place: OwnedSemaphorePermit,
     }
     let Ok(place) = site.streams.clone().try_acquire_owned() else { return busy() };
-    let view = site.board.view();
-    let first = Some(site.board.whole(&site.about));
-    let live = Live { site: site.clone(), view, first, alive: alive(), _place: place };
+    let view = site.board.view(&site.about);
+    let live = Live { site: site.clone(), view, alive: alive(), _place: place };
     answer(stream::unfold(live, async |mut live| {
-        let next = match live.first.take() {
-            Some(first) => first,
-            None => tokio::select! {
-                change = live.view.changes.recv() => match change {
+        loop {
+            let next = tokio::select! {
+                biased;
+                // First of all what time it is.
+                _ = live.alive.tick() => message("alive", &json!({ "now": Timestamp::now().millis() })),
+                change = live.view.next() => match change {
                     Ok(change) => change,
-                    // It reads too slowly: everything, as it is now.
-                    Err(RecvError::Lagged(_)) => live.site.board.whole(&live.site.about),
+                    Err(RecvError::Lagged(_)) => {
+                        // It reads too slowly: everything, as it is now.
+                        live.view = live.site.board.view(&live.site.about);
+                        continue;
+                    }
                     Err(RecvError::Closed) => return None,
                 },
-                _ = live.alive.tick() => message("alive", &json!({ "now": Timestamp::now().millis() })),
-            },
-        };
-        Some((next, live))
+            };
+            return Some((next, live));
+        }
     }))
 }
 
@@ -138,6 +144,7 @@ fn alive() -> Interval {
 fn answer(messages: impl stream::Stream<Item = Bytes> + Send + 'static) -> Response<Answer> {
     let frames = futures_util::StreamExt::map(messages, |bytes| Ok(Frame::data(bytes)));
     let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+    response.extensions_mut().insert(Endless);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     // nginx would collect it first.

@@ -602,7 +602,6 @@ function listen() {
   const on = (kind, perform) => stream.addEventListener(kind, (event) => { perform(JSON.parse(event.data)); heard(); });
   on("board", (board) => {
     boardInfo = board;
-    skew = board.now - Date.now();
     origin = now() - DAY;
     say($("host"), board.host);
     say($("version"), `autossm ${board.version}`);
