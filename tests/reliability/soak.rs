@@ -35,7 +35,7 @@ const WARM_UP: u32 = 3;
 const GROWTH: u64 = 1536;
 /// Clients are held for 30 s and the clock of network failures ends at 10 s: within this nobody is sent away.
 const LONGEST_FAULT: Duration = Duration::from_secs(15);
-/// The SDK fetches credentials anew 10 s before they expire.
+/// They are renewed when a third of their life is left.
 const SHORTEST_CREDENTIALS: Duration = Duration::from_secs(15);
 /// The account's idle timeout goes on while a data channel is down: a fault's time, the gateway's next attempt after it, which is 5 s
 /// away at the most, and as much again.
