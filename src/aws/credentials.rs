@@ -52,6 +52,8 @@ const AGAIN: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(3);
 /// … and after this for the others: before the call itself is overdue, so that it is said what was waited for.
 const LAST_PATIENCE: Duration = Duration::from_secs(12);
+/// After others were looked for in vain instead of refused ones: a `credential_process` may sign somebody in each time.
+const IN_VAIN: Duration = Duration::from_secs(15);
 /// One request of a provider (STS, SSO), connecting through a slow proxy included.
 const REQUEST: Duration = Duration::from_secs(20);
 /// A whole renewal. What a `credential_process` has not said by then it will not say.
@@ -85,6 +87,8 @@ struct State {
     held: Option<Held>,
     /// The last renewal, under way or not.
     renewal: Option<Renewal>,
+    /// When others were last looked for instead of refused ones, and there were none.
+    in_vain: Option<Instant>,
 }
 
 struct Held {
@@ -190,11 +194,15 @@ impl Source {
             if state.held.as_ref().is_some_and(|held| !is_same(&held.credentials, refused)) {
                 return true;
             }
-            if state.renewal.as_ref().is_some_and(|last| last.began.elapsed() < seldom) {
+            if state.renewal.as_ref().is_some_and(|last| last.began.elapsed() < seldom)
+                || state.in_vain.is_some_and(|at| at.elapsed() < IN_VAIN)
+            {
                 return false;
             }
         }
-        self.renew().await.is_ok_and(|new| !is_same(&new, refused))
+        let found = self.renew().await.is_ok_and(|new| !is_same(&new, refused));
+        self.state().in_vain = (!found).then(Instant::now);
+        found
     }
 
     /// The renewal that is under way, or a new one.
@@ -497,7 +505,7 @@ mod tests {
         assert_eq!(expiring.get().await.unwrap_err().class, Class::Access);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn others_are_looked_for_instead_of_refused_ones_which_are_kept_if_there_are_none() {
         let (seldom, at_once) = (Duration::from_secs(300), Duration::ZERO);
         let source = source(None, 3);
@@ -507,7 +515,13 @@ mod tests {
         assert_eq!(&*key(&source).await, "AKID2");
         assert!(source.others_than(&one, seldom).await, "others are there already");
         let two = source.get().await.unwrap();
-        assert!(!source.others_than(&two, at_once).await, "there are none");
+        let asked = || source.state().renewal.as_ref().unwrap().began;
+        for after in [1, 14, 20] {
+            let before = asked();
+            tokio::time::sleep(Duration::from_secs(after)).await;
+            assert!(!source.others_than(&two, at_once).await, "there are none");
+            assert_eq!(asked() > before, after != 14, "nobody is asked again soon");
+        }
         assert_eq!(&*key(&source).await, "AKID2");
     }
 

@@ -30,6 +30,27 @@ impl Refusal {
     pub fn is_denied(&self) -> bool {
         self.code.as_deref().is_some_and(|code| code.starts_with("AccessDenied"))
     }
+
+    /// The service does not take the credentials, whatever is asked with them: others may help.
+    pub(super) fn is_of_credentials(&self) -> bool {
+        let code = self.code.as_deref().unwrap_or_default();
+        let code = code.strip_suffix("Exception").unwrap_or(code);
+        code.starts_with("ExpiredToken")
+            || matches!(
+                code,
+                "RequestExpired"
+                    | "UnrecognizedClient"
+                    | "InvalidSignature"
+                    | "SignatureDoesNotMatch"
+                    | "IncompleteSignature"
+                    | "InvalidClientTokenId"
+                    | "InvalidAccessKeyId"
+                    | "InvalidToken"
+                    | "InvalidIdentityToken"
+                    | "MissingAuthenticationToken"
+                    | "AuthFailure"
+            )
+    }
 }
 
 impl From<Failure> for Refusal {

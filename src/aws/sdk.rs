@@ -37,7 +37,7 @@ use crate::tunnel::rotation::Limit;
 const CONNECT: Duration = Duration::from_secs(5);
 /// A whole call, the finding of credentials included.
 const CALL: Duration = Duration::from_secs(20);
-/// Between looks for other credentials because a call was denied.
+/// Between looks for other credentials because a call was refused for another reason than these.
 const LOOK: Duration = Duration::from_secs(300);
 /// Managed nodes looked at for a tag, in pages of 50.
 const PAGES: usize = 20;
@@ -206,9 +206,9 @@ impl Sdk {
                 Err(refusal) if refusal.failure.class == Class::Access => refusal,
                 other => return other,
             };
-            // The service knows them and does not allow the call: others may be allowed it (a role in another's place), but
-            // the refusal does not say that there are any.
-            let seldom = if refusal.is_denied() { LOOK } else { Duration::ZERO };
+            // Where it is not they that are refused (a policy, a firewall on the way), others may yet be let through: a role
+            // that was put in another's place. But nothing says that there are any.
+            let seldom = if refusal.is_of_credentials() { Duration::ZERO } else { LOOK };
             let newer = self.source.others_than(&used, seldom).await;
             if !newer {
                 return Err(refusal);

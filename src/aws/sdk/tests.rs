@@ -372,6 +372,7 @@ async fn a_call_that_is_refused_is_made_again_with_newer_credentials() {
 async fn a_call_that_is_denied_costs_no_credentials() {
     let service = Service::new(|operation, _| match operation {
         "GetDocument" => (400, refuse("AccessDeniedException", "not authorized to perform: ssm:GetDocument")),
+        "ResumeSession" => (403, "<html>the firewall says no</html>".to_owned()),
         "TerminateSession" => (400, refuse("ExpiredTokenException", "expired")),
         _ => (200, SESSION.to_owned()),
     })
@@ -389,6 +390,7 @@ async fn a_call_that_is_denied_costs_no_credentials() {
     }));
     api.start_session(&request()).await.unwrap();
     assert_eq!(api.maximum_session_duration().await, Limit::Unknown);
+    assert_eq!(api.resume_session("s-1").await.unwrap_err().class, Class::Access);
     api.start_session(&request()).await.unwrap();
     assert_eq!(made.load(std::sync::atomic::Ordering::Relaxed), 1, "nobody was asked for others");
     // Where others are looked for in vain, the refused ones are kept: there is nothing better.
@@ -396,7 +398,7 @@ async fn a_call_that_is_denied_costs_no_credentials() {
     assert!(failure.text.contains("ExpiredTokenException"), "{failure}");
     assert_eq!(made.load(std::sync::atomic::Ordering::Relaxed), 2);
     api.start_session(&request()).await.unwrap();
-    assert_eq!(service.requests(), 5);
+    assert_eq!(service.requests(), 6);
 }
 
 /// Each line of the log, whatever its level.
