@@ -94,6 +94,13 @@ where
     }
 }
 
+/// Whether IAM does not allow the `operation` that has failed so, as opposed to credentials that are good for nothing: from
+/// the words that are put together here.
+pub fn is_denied(operation: &str, failure: &Failure) -> bool {
+    let said = failure.text.strip_prefix(operation).and_then(|rest| rest.strip_prefix(": "));
+    failure.class == Class::Access && said.is_some_and(|said| said.starts_with("AccessDenied"))
+}
+
 /// Why `operation` was refused, of a call that was made without the SDK: from the answer to it. `None` if it was not.
 pub fn answered(operation: &str, status: u16, body: &[u8]) -> Option<Failure> {
     if (200..300).contains(&status) {
@@ -344,6 +351,13 @@ mod tests {
             ErrorMetadata::builder().code("a.b#InvalidDocument").message(format!("x\n{}", "y".repeat(900)));
         let refusal = service("StartSession", Some(400), &said.build());
         assert_eq!(refusal.code.as_deref(), Some("InvalidDocument"));
+        let said =
+            |code: &str| service("StartSession", Some(400), &ErrorMetadata::builder().code(code).build());
+        assert!(is_denied("StartSession", &said("AccessDeniedException").failure));
+        assert!(!is_denied("StartSession", &said("ExpiredTokenException").failure));
+        assert!(!is_denied("StartSession", &refusal.failure));
+        let role = Failure::new(Class::Access, "credentials: AccessDenied: not authorized");
+        assert!(!is_denied("StartSession", &role));
         assert!(refusal.failure.text.starts_with("StartSession: InvalidDocument: x y"));
         assert!(refusal.failure.text.len() < 600 && !refusal.failure.text.contains('\n'));
     }

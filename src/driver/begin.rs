@@ -10,7 +10,7 @@ use super::Shared;
 use super::session::{Begun, Message};
 use super::targets::Targets;
 use crate::aws::api::Node;
-use crate::aws::{agent, target};
+use crate::aws::{agent, errors, target};
 use crate::config::{self, Target};
 use crate::plugin::find::find;
 use crate::tunnel::Generation;
@@ -34,8 +34,8 @@ pub(super) fn lock(targets: &SharedTargets) -> MutexGuard<'_, Targets> {
 }
 
 /// Everything up to an answer of StartSession. The plugin is looked for first: without one, a session would be started
-/// only to be terminated. A target that is not connected is passed over for the next one at once. Nobody is asked once
-/// the session is not wanted any more.
+/// only to be terminated. A target that is not connected, or that StartSession refuses, is passed over for the next one at
+/// once. Nobody is asked once the session is not wanted any more.
 pub(super) async fn begin(
     config: &config::Tunnel,
     shared: &Shared,
@@ -69,14 +69,14 @@ pub(super) async fn begin(
             }
             Err(failure) => failure,
         };
-        if failure.class != Class::TargetNotConnected {
+        if !is_the_targets(&failure) {
             return Err(failure);
         }
         let now = Instant::now();
         let mut targets = lock(targets);
-        targets.not_there(generation, now);
+        targets.not_there(generation, failure.clone(), now);
         if asked >= ASKED || !targets.has_other(ids.iter().map(String::as_str), now) {
-            return Err(failure);
+            return Err(targets.failure(&ids).unwrap_or(failure));
         }
         let (tunnel, reason) = (&config.name, &failure.text);
         warn!(
@@ -86,6 +86,16 @@ pub(super) async fn begin(
             reason,
             "{chosen} is passed over for another target: {reason}"
         );
+    }
+}
+
+/// Whether StartSession may well agree to another target: this one is not connected, a policy denies it, or it is not one for
+/// this document or does not exist. What is wrong with the credentials, the service or the way there is wrong with all.
+fn is_the_targets(failure: &Failure) -> bool {
+    match failure.class {
+        Class::TargetNotConnected | Class::NeedsChange => true,
+        Class::Access => errors::is_denied("StartSession", failure),
+        Class::Throttled | Class::Network => false,
     }
 }
 

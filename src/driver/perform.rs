@@ -131,7 +131,11 @@ impl Driver {
                 let started = self.sessions.get(generation).is_some_and(|session| session.begun.is_some());
                 if started && failure.class == Class::Network {
                     // The service has taken it for connected, and nothing came of it.
-                    begin::lock(&self.targets).not_there(*generation, Instant::now().into_std());
+                    begin::lock(&self.targets).not_there(
+                        *generation,
+                        failure.clone(),
+                        Instant::now().into_std(),
+                    );
                 }
                 if failure.class == Class::TargetNotConnected {
                     self.wait_for_target();

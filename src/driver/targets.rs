@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::tunnel::Generation;
+use crate::tunnel::failure::{Class, Failure};
 
 /// After a target was found to be away it is passed over for this long, doubled each time up to [`LONGEST`] …
 const FIRST: Duration = Duration::from_secs(2);
@@ -32,6 +33,8 @@ struct Chosen {
 struct Absent {
     until: Instant,
     pause: Duration,
+    /// Why it could not be had last.
+    failure: Failure,
 }
 
 impl Targets {
@@ -70,11 +73,28 @@ impl Targets {
     }
 
     /// The target of this session could not be had.
-    pub(super) fn not_there(&mut self, generation: Generation, now: Instant) {
+    pub(super) fn not_there(&mut self, generation: Generation, failure: Failure, now: Instant) {
         let Some(chosen) = self.sessions.remove(&generation) else { return };
-        let absent = self.absent.entry(chosen.target).or_insert(Absent { until: now, pause: FIRST / 2 });
-        absent.pause = (absent.pause * 2).min(LONGEST);
-        absent.until = now + absent.pause;
+        let pause = self.absent.get(&chosen.target).map_or(FIRST, |absent| (absent.pause * 2).min(LONGEST));
+        self.absent.insert(chosen.target, Absent { until: now + pause, pause, failure });
+    }
+
+    /// Why none of `candidates` could be had: as one of them says that may pass by itself, for its clock is the shortest;
+    /// and beside it what others say that needs somebody.
+    pub(super) fn failure(&self, candidates: &[String]) -> Option<Failure> {
+        let hope = |failure: &Failure| match failure.class {
+            Class::TargetNotConnected => 0,
+            Class::Network | Class::Throttled => 1,
+            Class::Access => 2,
+            Class::NeedsChange => 3,
+        };
+        let known = candidates.iter().filter_map(|target| Some((target, &self.absent.get(target)?.failure)));
+        let mut known: Vec<_> = known.collect();
+        known.sort_by_key(|(_, failure)| hope(failure));
+        known.dedup_by_key(|(_, failure)| failure.class);
+        let ((_, first), others) = known.split_first()?;
+        let others = others.iter().map(|(target, failure)| format!("; {target}: {failure}"));
+        Some(Failure::new(first.class, first.text.clone() + &others.collect::<String>()))
     }
 
     /// This session serves: its target is there.
@@ -109,6 +129,10 @@ mod tests {
         names.iter().map(|name| (*name).to_owned()).collect()
     }
 
+    fn offline() -> Failure {
+        Failure::new(Class::TargetNotConnected, "offline")
+    }
+
     /// Chooses among `a`, `b` and `c`, in this order of preference.
     fn choose(targets: &mut Targets, generation: u64, beside: &[u64], now: Instant) -> String {
         let beside: Vec<_> = beside.iter().copied().map(Generation).collect();
@@ -119,7 +143,7 @@ mod tests {
     fn the_preferred_one_is_passed_over_while_it_is_away_and_no_longer() {
         let (mut targets, now) = (Targets::default(), Instant::now());
         assert_eq!(choose(&mut targets, 1, &[], now), "a");
-        targets.not_there(Generation(1), now);
+        targets.not_there(Generation(1), offline(), now);
         assert!(
             targets.misses_any(now) && targets.has_other(["a", "b"], now) && !targets.has_other(["a"], now)
         );
@@ -129,13 +153,13 @@ mod tests {
         targets.over(Generation(2));
         let later = now + FIRST;
         assert_eq!(choose(&mut targets, 3, &[], later), "a");
-        targets.not_there(Generation(3), later);
+        targets.not_there(Generation(3), offline(), later);
         assert!(!targets.has_other(["a"], later + FIRST), "twice as long");
         assert!(targets.has_other(["a"], later + 2 * FIRST));
         targets.there(Generation(2));
         assert_eq!(choose(&mut targets, 4, &[], later + 2 * FIRST), "a");
         targets.there(Generation(4));
-        targets.not_there(Generation(4), later);
+        targets.not_there(Generation(4), offline(), later);
         assert!(targets.has_other(["a"], later + FIRST), "a clean slate");
     }
 
@@ -145,9 +169,29 @@ mod tests {
         for (generation, expected) in [(1, "a"), (2, "b"), (3, "c"), (4, "a"), (5, "b")] {
             let now = now + Duration::from_millis(generation);
             assert_eq!(choose(&mut targets, generation, &[], now), expected);
-            targets.not_there(Generation(generation), now);
+            targets.not_there(Generation(generation), offline(), now);
         }
         assert_eq!(targets.choose(Generation(6), &[], &[], now), None);
+    }
+
+    /// The first one is denied by a policy, the second one's agent is offline.
+    #[test]
+    fn the_failure_of_a_list_has_the_shortest_clock_and_everybodys_words() {
+        let (mut targets, now) = (Targets::default(), Instant::now());
+        let refusals =
+            [(Class::NeedsChange, "invalid"), (Class::Access, "denied"), (Class::Access, "denied too")];
+        for (generation, (class, words)) in (1..).zip(refusals) {
+            choose(&mut targets, generation, &[], now);
+            targets.not_there(Generation(generation), Failure::new(class, words), now);
+        }
+        let all = ids(&["a", "b", "c"]);
+        assert_eq!(targets.failure(&all), Some(Failure::new(Class::Access, "denied; a: invalid")));
+        choose(&mut targets, 4, &[], now);
+        targets.not_there(Generation(4), offline(), now);
+        let failure = targets.failure(&all).unwrap();
+        assert_eq!(failure, Failure::new(Class::TargetNotConnected, "offline; b: denied"));
+        assert_eq!(targets.failure(&ids(&["b"])), Some(Failure::new(Class::Access, "denied")));
+        assert_eq!(targets.failure(&ids(&["d"])), None);
     }
 
     #[test]

@@ -139,11 +139,11 @@ pub static ENTRIES: &[Entry] = &[
     Entry {
         event: "target_passed_over",
         id: "b8b090b8d43444c3bfbbdb0d9b4df7d5",
-        subject: "A target is not connected, and another one is tried",
+        subject: "A target is refused, and another one is tried",
         text: "StartSession was refused for target @AUTOSSM_TARGET@ of tunnel @AUTOSSM_TUNNEL@:\n\
                @AUTOSSM_REASON@. The next one is tried at once; this one again with a later session.\n\n\
                Nothing has to be done if the instance was replaced. Otherwise look at the SSM agent on\n\
-               the target.",
+               the target, or at the policy or id that the reason names.",
     },
     Entry {
         event: "agent_too_old",

@@ -140,6 +140,35 @@ async fn an_agent_that_falls_silent_is_replaced_by_another_target() {
     daemon.stop(&lab).await;
 }
 
+/// One of two may not be used. When the other one is gone too, both reasons are told, and the shorter clock counts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_that_is_denied_is_passed_over() {
+    let lab = lab(&[]).await;
+    lab.deny_target(A, true);
+    let daemon = start(&lab, &format!("[\"{A}\", \"{B}\"]"), "");
+    daemon.event("ready").await;
+    assert_eq!(started(&daemon), [B]);
+    let passed = daemon.event("target_passed_over").await;
+    assert!(
+        passed.field("target") == A && passed.field("reason").contains("AccessDenied"),
+        "{}",
+        passed.text
+    );
+    echo(&daemon).await;
+    // A session that is lost within its first second would be a failed attempt.
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    lab.refuse_target(B, true);
+    lab.terminate_all("Session terminated: the instance is gone");
+    let failed = daemon.event("failed").await;
+    assert_eq!(failed.field("class"), "target not connected", "{}", failed.text);
+    let reason = failed.field("reason");
+    assert!(reason.contains(&format!("{B} is not connected")), "{reason}");
+    assert!(reason.contains(&format!("; {A}: StartSession: AccessDenied")), "{reason}");
+    lab.refuse_target(B, false);
+    daemon.event_times("ready", 2).await;
+    daemon.stop(&lab).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_next_session_is_back_on_the_preferred_target() {
     let lab = lab(&[]).await;

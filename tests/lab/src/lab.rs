@@ -271,6 +271,15 @@ impl Lab {
         }
     }
 
+    /// Whether a policy denies sessions with a target.
+    pub fn deny_target(&self, id: &str, denied: bool) {
+        let mut world = self.state.world();
+        match denied {
+            true => drop(world.denied_targets.insert(id.into())),
+            false => drop(world.denied_targets.remove(id)),
+        }
+    }
+
     /// Adds or changes a session document.
     pub fn set_document(&self, name: &str, document: Document) {
         self.state.world().documents.insert(name.into(), document);

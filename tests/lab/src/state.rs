@@ -36,6 +36,8 @@ pub(crate) struct World {
     pub nodes: Vec<Node>,
     /// Not connected, whatever `nodes` says.
     pub refused_targets: BTreeSet<String>,
+    /// A policy denies sessions with them.
+    pub denied_targets: BTreeSet<String>,
     pub documents: BTreeMap<String, Document>,
     pub hosts: BTreeMap<String, Vec<SocketAddr>>,
     /// By their encrypted form.
@@ -54,6 +56,7 @@ impl State {
                 connections: Vec::new(),
                 nodes: options.nodes.clone(),
                 refused_targets: BTreeSet::new(),
+                denied_targets: BTreeSet::new(),
                 documents,
                 hosts: options.hosts.clone(),
                 data_keys: HashMap::new(),

@@ -55,6 +55,8 @@ async fn process(
     let input: Value = serde_json::from_slice(body)
         .map_err(|error| Refusal::new("SerializationException", error.to_string()))?;
     let fault = with_faults.and_then(|call| state.faults.borrow().on(call));
+    let denied = call == "StartSession" && state.world().denied_targets.contains(text(&input, "Target"));
+    let fault = if denied { Some(ApiFault::Denied) } else { fault };
     if let Some(refusal) = fault.and_then(|fault| {
         let resource = format!("arn:aws:ec2:us-west-2:111122223333:instance/{}", text(&input, "Target"));
         Refusal::of(fault, &format!("ssm:{call}"), &resource)
