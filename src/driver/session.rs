@@ -234,7 +234,7 @@ impl Session {
                     (Some(words), None) => words,
                     (None, None) => "without a word".to_owned(),
                 };
-                Some(SessionEvent::PluginExited { words })
+                Some(SessionEvent::PluginExited { words, killed: signal.is_some() })
             }
         }
     }

@@ -65,6 +65,7 @@ impl Tunnel {
     /// Whoever asks has most often put right what was wrong.
     fn try_at_once(&mut self) {
         for slot in &mut self.slots {
+            slot.short_lives.clear();
             slot.backoff.reset();
             if matches!(slot.next, Next::Waiting { .. }) {
                 slot.next = Next::None;

@@ -18,6 +18,14 @@ pub(super) const PROVEN: Duration = Duration::from_secs(60);
 /// A session lost sooner than this after it began to serve counts as one that could not be had; otherwise a plugin that
 /// dies on its first connection would be started in a tight loop.
 pub(super) const BARELY: Duration = Duration::from_secs(1);
+/// A session that is lost before it has served so long had a short life …
+const SHORT: Duration = Duration::from_secs(10);
+/// … of which so many …
+const SHORT_LIVES: usize = 5;
+/// … within this time are followed by replacements at once, and the next ones by the clock: a service that ends each session
+/// after a few seconds would otherwise be asked for another one for ever. A plugin that is killed is nobody's fault but
+/// the killer's, and replaced at once however often.
+const WITHIN: Duration = Duration::from_secs(60);
 /// Stopping the plugin and terminating the session, after the connections' grace. The plugin is stopped politely
 /// within 5 s.
 pub(super) const ENDING: Duration = Duration::from_secs(7);
@@ -64,6 +72,8 @@ pub(super) struct Slot {
     /// A session that was to be replaced because its probes were not answered, if no other one of this slot has had an
     /// answer since.
     pub unanswered: Option<Generation>,
+    /// When sessions that had just begun to serve were lost last, the latest at the end.
+    pub short_lives: Vec<Time>,
 }
 
 /// A slot's successor.
@@ -91,6 +101,7 @@ impl Slot {
             failure: None,
             resolved_anew: None,
             unanswered: None,
+            short_lives: Vec::new(),
         }
     }
 }
@@ -243,13 +254,17 @@ impl Tunnel {
                 session.plugin = false;
                 self.fail(generation, failure, random, actions);
             }
-            SessionEvent::PluginExited { words } => {
+            SessionEvent::PluginExited { words, killed } => {
                 session.plugin = false;
+                if !killed {
+                    self.note_short_life(generation);
+                }
                 self.lose(generation, &format!("the plugin exited: {words}"), random, actions);
             }
             SessionEvent::PluginHung { reason } => {
                 if session.plugin && session.phase != Phase::Ending {
                     actions.push(Action::KillPlugin(generation));
+                    self.note_short_life(generation);
                     self.lose(generation, &format!("the plugin hangs: {reason}"), random, actions);
                 }
             }
@@ -297,6 +312,7 @@ impl Tunnel {
                 if declared && session.ready_at.is_some() && session.phase != Phase::Ending {
                     self.learn(|lifetime| lifetime.ended(now, began, &reason), actions);
                 }
+                self.note_short_life(generation);
                 self.lose(generation, &reason, random, actions);
             }
             SessionEvent::DestinationFailed => {
@@ -370,7 +386,32 @@ impl Tunnel {
         actions.push(Action::Report(Report::Retired(generation, session.open)));
     }
 
-    /// A session is lost. One that had served is replaced at once, any other counts as a failed attempt.
+    /// A session is lost, and not because somebody has killed its plugin. Where it had just begun to serve, that is noted.
+    fn note_short_life(&mut self, generation: Generation) {
+        let now = self.now;
+        let ready_at = self.session(generation).filter(|s| s.phase == Phase::Ready).and_then(|s| s.ready_at);
+        let serves = |slot: &&mut Slot| slot.serving == Some(generation);
+        if ready_at.is_some_and(|at| now < at + SHORT)
+            && let Some(slot) = self.slots.iter_mut().find(serves)
+        {
+            slot.short_lives.retain(|at| now < *at + WITHIN);
+            if slot.short_lives.len() > SHORT_LIVES {
+                slot.short_lives.remove(0);
+            }
+            slot.short_lives.push(now);
+        }
+    }
+
+    /// Whether this session is one of too many that have been lost soon after they began to serve.
+    fn loses_too_many(&self, generation: Generation) -> bool {
+        let slot = self.slots.iter().find(|slot| slot.serving == Some(generation));
+        slot.is_some_and(|slot| {
+            slot.short_lives.last() == Some(&self.now) && slot.short_lives.len() > SHORT_LIVES
+        })
+    }
+
+    /// A session is lost. One that had served is replaced at once, any other counts as a failed attempt; as does one after
+    /// many that served only for seconds.
     fn lose(&mut self, generation: Generation, reason: &str, random: f64, actions: &mut Vec<Action>) {
         let now = self.now;
         let Some(session) = self.session(generation) else { return };
@@ -380,7 +421,10 @@ impl Tunnel {
                 let failure = session.failure(reason);
                 self.fail(generation, failure, random, actions);
             }
-            Phase::Ready if session.ready_at.is_some_and(|at| now < at + BARELY) => {
+            Phase::Ready
+                if session.ready_at.is_some_and(|at| now < at + BARELY)
+                    || self.loses_too_many(generation) =>
+            {
                 self.fail(generation, Failure::new(Class::Network, reason), random, actions);
             }
             // It was there to see whether this happens.
@@ -497,6 +541,7 @@ impl Tunnel {
             for slot in &mut self.slots {
                 // What was wrong may have been put right.
                 slot.unanswered = None;
+                slot.short_lives.clear();
                 slot.backoff.reset();
                 if matches!(slot.next, Next::Waiting { .. }) {
                     slot.next = Next::None;

@@ -140,6 +140,8 @@ pub enum SessionEvent {
     PluginExited {
         /// Its last words.
         words: String,
+        /// Somebody has killed it: it says nothing of the next one.
+        killed: bool,
     },
     /// The plugin does nothing any more.
     PluginHung {

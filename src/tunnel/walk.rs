@@ -235,7 +235,8 @@ impl World {
                 push(SessionEvent::StartFailed(Failure::new(Class::TargetNotConnected, "offline")));
             }
             if real.plugin {
-                push(SessionEvent::PluginExited { words: "gone".into() });
+                push(SessionEvent::PluginExited { words: "gone".into(), killed: false });
+                push(SessionEvent::PluginExited { words: "killed by signal 9".into(), killed: true });
                 push(SessionEvent::PluginHung { reason: "silent".into() });
                 push(SessionEvent::LaunchFailed(Failure::new(Class::NeedsChange, "no plugin")));
                 push(SessionEvent::Kind("Standard_Stream".into()));
@@ -330,6 +331,7 @@ impl World {
                     format!("{:?}", slot.backoff),
                     slot.resolved_anew.map(since),
                     slot.unanswered.map(|g| rank(&g)),
+                    slot.short_lives.iter().map(|at| since(*at)).collect::<Vec<_>>(),
                 )
             })
             .collect();
@@ -360,7 +362,7 @@ impl World {
                 let event = if real.start_pending {
                     SessionEvent::Started
                 } else if real.doomed && real.plugin {
-                    SessionEvent::PluginExited { words: "stopped".into() }
+                    SessionEvent::PluginExited { words: "stopped".into(), killed: false }
                 } else if real.terminate_pending {
                     SessionEvent::Terminated(Ok(()))
                 } else if real.plugin && !real.open {

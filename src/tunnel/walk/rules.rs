@@ -127,7 +127,8 @@ fn a_session_that_cannot_be_resumed_is_given_up() {
 fn a_lost_plugin_is_replaced_at_once_again_and_again() {
     let mut world = up();
     for generation in 1..20 {
-        let actions = world.about(generation, SessionEvent::PluginExited { words: "killed".into() });
+        let actions =
+            world.about(generation, SessionEvent::PluginExited { words: "killed".into(), killed: true });
         assert!(actions.contains(&Action::Start(Generation(generation + 1))), "{generation}: {actions:?}");
         assert!(actions.contains(&Action::Terminate(Generation(generation))));
         world.about(generation, SessionEvent::Terminated(Ok(())));
@@ -150,7 +151,7 @@ fn a_plugin_that_dies_at_birth_is_not_started_in_a_loop() {
             world.about(newest, SessionEvent::Opened)
         } else if real.plugin {
             world.now += BARELY / 2;
-            world.about(newest, SessionEvent::PluginExited { words: "gone".into() })
+            world.about(newest, SessionEvent::PluginExited { words: "gone".into(), killed: false })
         } else {
             world.advance_to_deadline()
         };
@@ -161,6 +162,58 @@ fn a_plugin_that_dies_at_birth_is_not_started_in_a_loop() {
     }
     // Half of the last ceiling, which is what a random number of 0.5 makes of it, and the plugin's half second.
     assert!(starts < 600 / 5, "{starts} starts in ten minutes");
+}
+
+/// Each session is lost two seconds after it began to serve, for ten minutes.
+fn lost_young(how: impl Fn() -> SessionEvent) -> usize {
+    let mut world = up();
+    let mut begun = 0;
+    while world.now < 600 * SECOND {
+        if world.tunnel.routes.is_empty() {
+            if !world.real.values().any(|real| real.start_pending || real.plugin && !real.open) {
+                begun += starts(&world.advance_to_deadline());
+            }
+            world.obliges(opened);
+            continue;
+        }
+        let serving = world.tunnel.routes[0].0;
+        world.now += 2 * SECOND;
+        let actions = world.about(serving, how());
+        begun += starts(&actions);
+    }
+    begun
+}
+
+#[test]
+fn sessions_that_are_lost_young_again_and_again_are_soon_begun_by_the_clock() {
+    // Half of the last ceiling, which is what a random number of 0.5 makes of it, and the two seconds.
+    let by_the_clock = 5 + 600 / 7;
+    for begun in [
+        lost_young(ended),
+        lost_young(|| SessionEvent::Ended { reason: "no token".into(), declared: false }),
+        lost_young(|| SessionEvent::PluginExited { words: "websocket: close sent".into(), killed: false }),
+    ] {
+        assert!((20..by_the_clock + 10).contains(&begun), "{begun} sessions in ten minutes");
+    }
+    let begun = lost_young(|| SessionEvent::PluginExited { words: "signal 9".into(), killed: true });
+    assert!(begun > 280, "{begun}: whoever kills plugins does not make clients wait");
+}
+
+#[test]
+fn a_few_sessions_that_are_lost_young_are_replaced_at_once() {
+    let mut world = up();
+    for generation in 1..=6 {
+        world.now += 2 * SECOND;
+        let actions = world.about(generation, ended());
+        assert_eq!(starts(&actions), 1, "{generation}");
+        assert!(world.obliges(|w| w.tunnel.routes == [Generation(generation + 1)]));
+    }
+    world.now += 2 * SECOND;
+    assert_eq!(starts(&world.about(7, ended())), 0);
+    // An operator who has put it right does not want to wait, nor be reminded.
+    assert_eq!(starts(&world.feed(Event::Command(Command::Rotate), 0.5)), 1);
+    assert!(world.obliges(|w| w.tunnel.routes == [Generation(8)]));
+    assert_eq!(starts(&world.about(8, SessionEvent::PluginHung { reason: "silent".into() })), 0, "at birth");
 }
 
 #[test]
@@ -656,7 +709,7 @@ fn a_replaced_session_ends_when_it_is_empty() {
 #[test]
 fn a_session_that_cannot_be_terminated_is_left_to_the_record() {
     let mut world = up();
-    world.about(1, SessionEvent::PluginExited { words: "gone".into() });
+    world.about(1, SessionEvent::PluginExited { words: "gone".into(), killed: false });
     for attempt in 1..=TERMINATE_ATTEMPTS {
         assert!(world.real[&1].terminate_pending, "attempt {attempt}");
         world.about(1, SessionEvent::Terminated(Err(Failure::new(Class::Access, "denied"))));
@@ -719,7 +772,7 @@ fn a_tunnel_without_connections_stops_at_once() {
             && actions.contains(&Action::Terminate(Generation(1)))
     );
     world.about(1, SessionEvent::Terminated(Ok(())));
-    let actions = world.about(1, SessionEvent::PluginExited { words: "stopped".into() });
+    let actions = world.about(1, SessionEvent::PluginExited { words: "stopped".into(), killed: false });
     assert_eq!(actions, [Action::Forget(Generation(1)), Action::Stopped]);
 }
 
@@ -761,7 +814,7 @@ fn a_drained_tunnel_holds_its_clients_and_stays_ready() {
     assert_eq!(actions, [Action::Route(vec![])], "the open connection goes on");
     assert_eq!(world.tunnel.status().state, State::Draining);
     // A session that is lost meanwhile is replaced: at the end of the maintenance everything is there.
-    world.about(1, SessionEvent::PluginExited { words: "killed".into() });
+    world.about(1, SessionEvent::PluginExited { words: "killed".into(), killed: true });
     assert!(world.obliges(|w| w.tunnel.sessions.iter().any(Session::routable)));
     assert_eq!(world.tunnel.routes, []);
     let actions = world.feed(Event::Command(Command::Resume), 0.5);
