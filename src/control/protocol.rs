@@ -192,7 +192,7 @@ pub struct Status {
     pub down_bytes: u64,
     /// Data channels that were opened again.
     pub resumes: Resumes,
-    /// The last round trip to an agent, of any session.
+    /// The newest round trip to an agent, of the sessions that there are; as each has it.
     pub agent_rtt_ms: Option<f64>,
     /// Counters and histograms.
     pub metrics: Metrics,
@@ -292,7 +292,8 @@ pub struct Session {
     pub down_bytes: u64,
     /// How often its data channel was opened again.
     pub resumes: u64,
-    /// How long its agent took to acknowledge the last keep-alive.
+    /// How long its agent took to acknowledge a message the last time that was measured: every 5 s while it is used, by
+    /// each keep-alive when it is not. None where that was longer ago than `keepalive` and a minute.
     pub agent_rtt_ms: Option<f64>,
     /// Its data channel is down.
     pub interruption: Option<Interruption>,

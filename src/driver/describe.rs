@@ -19,6 +19,8 @@ use crate::tunnel::status::{self, SessionStatus};
 use crate::tunnel::step::Step;
 use crate::tunnel::{self, Time};
 
+/// A round trip is shown for so long, beyond the time until the next keep-alive.
+const ROUND_TRIP_AGE: Duration = Duration::from_secs(60);
 /// The host's clock may differ by this much from what was reckoned before it is believed again.
 const DRIFT: Duration = Duration::from_secs(1);
 
@@ -92,7 +94,7 @@ impl Driver {
                 .or_else(|| self.config.identity.region.clone()),
             gateway: self.config.gateway.to_string(),
             sessions_wanted: u64::from(self.config.sessions),
-            agent_rtt_ms: self.round_trip.map(millis),
+            agent_rtt_ms: self.round_trip(),
             sessions,
             next: self.core.next_step().map(|(at, step)| Next {
                 at: clock.at(at),
@@ -146,6 +148,18 @@ impl Driver {
         }
     }
 
+    /// The newest of all sessions that there are.
+    fn round_trip(&self) -> Option<f64> {
+        let age = self.round_trip_age();
+        let measured = self.sessions.values().filter_map(|session| session.seen.round_trip_within(age));
+        measured.max_by_key(|(at, _)| *at).map(|(_, took)| millis(took))
+    }
+
+    /// How old a round trip may be that is shown: an idle session has a keep-alive before that.
+    fn round_trip_age(&self) -> Duration {
+        ROUND_TRIP_AGE + self.config.keepalive.unwrap_or_default()
+    }
+
     fn session(&self, core: &SessionStatus) -> protocol::Session {
         let clock = &self.clock;
         let nothing = Session::default();
@@ -184,7 +198,7 @@ impl Driver {
             up_bytes: session.route.as_ref().map_or(0, |route| route.up_bytes.load(Relaxed)),
             down_bytes: session.route.as_ref().map_or(0, |route| route.down_bytes.load(Relaxed)),
             resumes: seen.resumes,
-            agent_rtt_ms: seen.round_trip.map(millis),
+            agent_rtt_ms: seen.round_trip_within(self.round_trip_age()).map(|(_, took)| millis(took)),
             interruption,
             until: core.until.map(|at| clock.at(at)),
         }

@@ -141,8 +141,6 @@ pub struct Driver {
     replacing: Repeats,
     /// Connections that the agent could not make.
     refused: Repeats,
-    /// The last round trip to an agent, of any session.
-    round_trip: Option<Duration>,
     clock: Clock,
     outage: Outage,
 }
@@ -212,7 +210,6 @@ impl Driver {
             replacing: Repeats::new(FAILED_AGAIN, REPLACED),
             failed_in_a_row: 0,
             refused: Repeats::new(REFUSED_AGAIN, 1),
-            round_trip: None,
             clock: Clock::new(began),
             outage: Outage::default(),
         };

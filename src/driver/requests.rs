@@ -94,9 +94,6 @@ impl Driver {
     /// Notes what a session's gateway saw.
     pub(super) fn saw(&mut self, generation: Generation, event: &gateway::Event) {
         self.numbers.gateway(event);
-        if let gateway::Event::RoundTrip(took) = event {
-            self.round_trip = Some(*took);
-        }
         if let Some(session) = self.sessions.get_mut(&generation) {
             session.seen.gateway(event);
         }

@@ -17,7 +17,8 @@ pub(super) struct Seen {
     pub encrypted: Option<bool>,
     /// Why no keep-alives can be sent, where that is known; nothing is known before the handshake.
     pub no_keepalive: Option<&'static str>,
-    pub round_trip: Option<Duration>,
+    /// The last round trip to its agent, and when it was measured.
+    pub round_trip: Option<(Instant, Duration)>,
     /// How often its data channel was opened again.
     pub resumes: u64,
     /// Its data channel is down.
@@ -97,7 +98,7 @@ impl Seen {
                     down.failure = Some((Instant::now(), failure.clone()));
                 }
             }
-            gateway::Event::RoundTrip(took) => self.round_trip = Some(*took),
+            gateway::Event::RoundTrip(took) => self.round_trip = Some((Instant::now(), *took)),
             gateway::Event::PluginHung { .. } => self.lost(LostBy::PluginHung),
             gateway::Event::SessionEnded { .. } => self.lost(LostBy::Service),
             _ => {}
@@ -134,6 +135,11 @@ impl Seen {
         if self.down.take().is_some_and(|down| down.closed) {
             self.resumes += 1;
         }
+    }
+
+    /// The last round trip, if that is no older than `age`.
+    pub(super) fn round_trip_within(&self, age: Duration) -> Option<(Instant, Duration)> {
+        self.round_trip.filter(|(at, _)| at.elapsed() <= age)
     }
 
     /// Whether its data channel is closed, which is not yet said of one whose agent alone is silent.
@@ -205,6 +211,17 @@ mod tests {
             assert_eq!(found.is_some(), words.is_some(), "{event:?}");
             assert!(words.is_none_or(|words| found.unwrap_or_default().contains(words)), "{found:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_trip_is_shown_while_it_is_new() {
+        let (mut seen, minute) = (Seen::default(), Duration::from_secs(60));
+        assert_eq!(seen.round_trip_within(minute), None);
+        seen.gateway(&gateway::Event::RoundTrip(Duration::from_millis(30)));
+        tokio::time::advance(minute).await;
+        assert_eq!(seen.round_trip_within(minute).map(|(_, took)| took), Some(Duration::from_millis(30)));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(seen.round_trip_within(minute), None);
     }
 
     #[test]

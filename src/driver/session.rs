@@ -183,7 +183,13 @@ impl Session {
             gateway::Event::ChannelResumed { attempts, .. } => Some(self.resumed(attempts)),
             gateway::Event::RoundTrip(took) => {
                 let duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-                debug!(tunnel, session, event = "round_trip", duration_us, "keep-alive acknowledged");
+                debug!(
+                    tunnel,
+                    session,
+                    event = "round_trip",
+                    duration_us,
+                    "the agent has acknowledged a message"
+                );
                 None
             }
             gateway::Event::AgentSilent { reason } => Some(self.closed(None, reason)),

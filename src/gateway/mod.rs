@@ -128,7 +128,8 @@ pub enum Event {
         /// be read.
         declared: bool,
     },
-    /// How long the agent took to acknowledge a keep-alive.
+    /// How long the agent took to acknowledge a message that was sent once: each keep-alive, and of other messages one
+    /// every 5 s.
     RoundTrip(Duration),
     /// The service says that the agent has lost its connection.
     AgentAway,

@@ -38,6 +38,9 @@ const MAX_ACKNOWLEDGEMENTS: usize = 1_000;
 /// And their bytes: at their usual length of 310 they are far below.
 const MAX_ACKNOWLEDGEMENT_BYTES: usize = 512 << 10;
 
+/// The round trip of messages is told so often at most.
+const SAMPLED: Duration = Duration::from_secs(5);
+
 /// One session's relay.
 #[derive(Debug)]
 pub struct Relay {
@@ -51,6 +54,8 @@ pub struct Relay {
     ledger: Arc<Ledger>,
     numbering: Numbering,
     agent: AgentClock,
+    /// When a round trip was told last.
+    sampled: Option<Instant>,
     service_is_open: bool,
     handshake_seen: bool,
     /// Both ends agree that the data is mux frames, and it is not encrypted.
@@ -77,6 +82,7 @@ impl Relay {
             ledger,
             numbering: Numbering::default(),
             agent: AgentClock::new(keepalive),
+            sampled: None,
             service_is_open: false,
             handshake_seen: false,
             multiplexed: false,
@@ -326,7 +332,7 @@ impl Relay {
     /// Takes the agent's acknowledgement, and hands it on if it is for a message of the plugin's.
     fn release(&mut self, now: Instant, view: View<'_>) -> Option<Event> {
         let number = view.acknowledged()?;
-        let round_trip = self.input.sent_once(now, number);
+        let round_trip = self.input.sent_once(now, number).map(Event::RoundTrip);
         let released = self.input.acknowledge(now, number);
         if released {
             self.ledger.count_acknowledgement();
@@ -336,19 +342,25 @@ impl Relay {
             }
             self.agent.acknowledged(now, self.input.is_awaited());
         }
-        match self.numbering.to_plugin(number) {
+        let injected = match self.numbering.to_plugin(number) {
             Origin::Plugin(same) if same == number => {
                 self.pass_on(view.copied(), released);
-                None
+                false
             }
             Origin::Plugin(number) => {
                 self.pass_on(view.acknowledging(number)?, released);
-                None
+                false
             }
-            Origin::Injected => round_trip.filter(|_| released).map(Event::RoundTrip),
+            Origin::Injected => true,
             // If the plugin has missed it, it sends the message again and is answered here.
-            Origin::Settled => None,
+            Origin::Settled => return None,
+        };
+        let due = injected || self.sampled.is_none_or(|at| now.saturating_duration_since(at) >= SAMPLED);
+        let told = round_trip.filter(|_| released && due);
+        if told.is_some() {
+            self.sampled = Some(now);
         }
+        told
     }
 
     /// Puts a message that says nothing into the plugin's stream, if that is possible: the agent acknowledges it, and to

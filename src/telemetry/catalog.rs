@@ -484,9 +484,9 @@ pub static ENTRIES: &[Entry] = &[
     Entry {
         event: "round_trip",
         id: "79449cd6da424d8c9f58167be4e892d3",
-        subject: "The agent has answered a keep-alive",
-        text: "A keep-alive of session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ was acknowledged by the agent\n\
-               after @AUTOSSM_DURATION_US@ µs. Said at debug level only.\n\n\
+        subject: "The agent has acknowledged a message",
+        text: "A message of session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ was acknowledged by the agent\n\
+               after @AUTOSSM_DURATION_US@ µs. Said at debug level only, of each keep-alive and every 5 s of others.\n\n\
                Nothing has to be done.",
     },
     Entry {

@@ -71,7 +71,7 @@ async fn data_flows_and_keep_alives_stay_off() {
     // Three times as long as an unencrypted session waits for its first one.
     tokio::time::sleep(Duration::from_secs(3)).await;
     echoes(&mut client, &vec![b'x'; 100_000]).await;
-    assert!(daemon.events("keep_alive").is_empty() && daemon.events("round_trip").is_empty());
+    assert!(daemon.events("keep_alive").is_empty());
     assert_eq!(daemon.events("encrypted").len(), 1);
     assert_data_keys(&lab, 1);
     daemon.stop(&lab).await;

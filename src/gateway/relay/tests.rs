@@ -122,3 +122,23 @@ fn two_full_directions_do_not_lock_each_other() {
     assert!(relay.reads_plugin());
     assert!(!relay.reads_service(), "now the plugin is read, and so will read");
 }
+
+/// On a busy tunnel no keep-alives are sent, and yet the round trip is known; of what was sent twice nothing is.
+#[test]
+fn the_round_trip_of_clients_messages_is_told_every_5_s() {
+    let (mut relay, mut now, mut told) = (relay(), Instant::now(), Vec::new());
+    for number in 0..100 {
+        let message = stream_message(b"input_stream_data", number, message::DATA, &frame(3, 0, b""));
+        relay.plugin_sent(&message);
+        assert!(relay.next_for_service(now).is_some());
+        now += Duration::from_millis(150);
+        if number >= 90 {
+            now += Duration::from_secs(1);
+            assert!(relay.next_for_service(now).is_some(), "again");
+        }
+        let event = relay.service_sent(now, View::new(&message).unwrap().acknowledgement());
+        told.extend(event.map(|event| (number, event)));
+    }
+    let round_trip = Event::RoundTrip(Duration::from_millis(150));
+    assert_eq!(told, [(0, round_trip.clone()), (34, round_trip.clone()), (68, round_trip)]);
+}
