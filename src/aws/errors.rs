@@ -4,6 +4,7 @@
 //! words.
 
 use std::error::Error;
+use std::io;
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -11,6 +12,7 @@ use aws_smithy_runtime_api::client::result::{ConnectorError, SdkError};
 use aws_smithy_types::error::ErrorMetadata;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
+use crate::network;
 use crate::tunnel::failure::{Class, Failure};
 
 /// Longest message of a service that is passed on, in characters.
@@ -262,7 +264,10 @@ fn hint(code: &str) -> Option<&'static str> {
 fn causes(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
     for cause in std::iter::successors(Some(error), |&e| e.source()) {
-        let words = cause.to_string();
+        let words = match cause.downcast_ref::<io::Error>() {
+            Some(error) => network::words(error),
+            None => cause.to_string(),
+        };
         if !text.contains(&words) {
             if !text.is_empty() {
                 text.push_str(": ");

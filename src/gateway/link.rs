@@ -12,6 +12,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::breach::{Breach, plain};
+use crate::network;
 pub use crate::network::Connection;
 
 /// The ends' messages are about 1.1 KB; this is far beyond anything that they send.
@@ -147,8 +148,24 @@ impl Link {
     }
 }
 
+/// What became of a WebSocket, for people.
+pub fn words(error: &Error) -> String {
+    match error {
+        Error::Io(error) => network::words(error),
+        Error::ConnectionClosed
+        | Error::AlreadyClosed
+        | Error::Protocol(
+            ProtocolError::ResetWithoutClosingHandshake
+            | ProtocolError::SendAfterClosing
+            | ProtocolError::ReceivedAfterClosing
+            | ProtocolError::HandshakeIncomplete,
+        ) => network::CUT.to_owned(),
+        error => error.to_string(),
+    }
+}
+
 fn lost(error: Error) -> Lost {
-    let reason = error.to_string();
+    let reason = words(&error);
     let breach = match error {
         // The connection was cut, on either side: nothing wrong was said.
         Error::Protocol(
@@ -160,4 +177,26 @@ fn lost(error: Error) -> Lost {
         _ => None,
     };
     Lost { code: None, reason, breach }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_that_is_cut_is_told_in_our_own_words() {
+        let long = "peer closed connection without sending TLS close_notify: https://docs.rs/rustls/manual#unexpected-eof";
+        for error in [
+            Error::Io(io::Error::new(io::ErrorKind::UnexpectedEof, long)),
+            Error::Io(io::Error::from_raw_os_error(104)),
+            Error::ConnectionClosed,
+            Error::Protocol(ProtocolError::ResetWithoutClosingHandshake),
+        ] {
+            assert_eq!(lost(error), Lost::given_up("the connection was cut".to_owned()));
+        }
+        let breach = lost(Error::Protocol(ProtocolError::NonZeroReservedBits));
+        assert!(breach.breach.is_some() && breach.reason.contains("eserved"), "{}", breach.reason);
+    }
 }

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 
 use super::Event;
 use super::link::Connection;
+use crate::network;
 
 const BUFFER: usize = 16 << 10;
 /// TLS's content type of data.
@@ -97,7 +98,7 @@ impl Watch<'_> {
 
     async fn ended(&self, result: io::Result<()>) {
         if !std::mem::replace(&mut self.seen().ended, true) {
-            let reason = result.map_or_else(|error| error.to_string(), |()| "closed".to_owned());
+            let reason = result.map_or_else(|error| network::words(&error), |()| "closed".to_owned());
             self.tell(Event::ChannelClosed { code: None, reason }).await;
         }
     }

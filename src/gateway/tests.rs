@@ -366,7 +366,10 @@ async fn failed_attempts_are_told_and_a_session_that_is_gone_is_an_end() {
     bench.api.resumptions.lock().unwrap().extend([Err(denied.clone()), Ok(Resumption::Gone)]);
     let (_plugin, service) = bench.opened().await;
     drop(service);
-    assert!(matches!(bench.event().await, Event::ChannelClosed { code: None, .. }));
+    assert_eq!(
+        bench.event().await,
+        Event::ChannelClosed { code: None, reason: "the connection was cut".into() }
+    );
     assert_eq!(bench.event().await, Event::ResumeFailed(denied));
     assert!(matches!(bench.event().await, Event::SessionEnded { .. }));
 }

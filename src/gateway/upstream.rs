@@ -115,7 +115,7 @@ impl Dialler {
         let sent = timeout(UPGRADE_TIMEOUT, socket.send(Message::text(opening.expose_secret())));
         sent.await
             .map_err(|_| failed("the data channel took no message"))?
-            .map_err(|e| failed(format!("the data channel took no message: {e}")))?;
+            .map_err(|e| failed(format!("the data channel took no message: {}", link::words(&e))))?;
         Ok(Some(Link::new(socket)))
     }
 
@@ -157,7 +157,7 @@ fn failed(text: impl Into<String>) -> Failure {
 /// A refusal in the service's own words, or whatever else went wrong.
 fn refused(error: Error) -> Failure {
     let Error::Http(response) = error else {
-        return failed(format!("the data channel's upgrade failed: {error}"));
+        return failed(format!("the data channel's upgrade failed: {}", link::words(&error)));
     };
     let class = match response.status() {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Class::Access,

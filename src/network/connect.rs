@@ -22,7 +22,7 @@ use tokio_util::either::Either;
 use tower_service::Service as _;
 
 use super::proxies::authority;
-use super::{Connection, Network};
+use super::{Connection, Network, words};
 use crate::tunnel::failure::{Class, Failure};
 
 /// For a TCP connection, over all addresses of the host.
@@ -73,7 +73,7 @@ impl Network {
         let failed = |e: &dyn std::fmt::Display| failed(format!("TLS with {who}: {e}"));
         let name = ServerName::try_from(host.to_owned()).map_err(|e| failed(&e))?;
         match timeout(HANDSHAKE, connector.connect(name, stream)).await {
-            Ok(stream) => stream.map_err(|e| failed(&e)),
+            Ok(stream) => stream.map_err(|e| failed(&words(&e))),
             Err(_) => Err(failed(&"no answer within 10 s")),
         }
     }

@@ -8,6 +8,7 @@ mod proxies;
 mod trust;
 
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,6 +20,18 @@ use trust::Trust;
 pub use trust::destination_tls;
 
 use crate::tunnel::failure::Failure;
+
+/// What became of a connection, for people: a library's own words may be an address in its documentation.
+pub fn words(error: &io::Error) -> String {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    match error.kind() {
+        UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe => CUT.to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// The other side, or something on the way there, has ended it without a word.
+pub const CUT: &str = "the connection was cut";
 
 /// A connection, with or without TLS.
 pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
