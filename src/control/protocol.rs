@@ -364,7 +364,7 @@ pub struct Interruption {
     pub failed_attempts: u64,
     /// Why the last of them failed.
     pub failure: Option<Failure>,
-    /// When the next attempt is made, where that is known.
+    /// When the next attempt is made; none while one is being made, and where only the agent is silent.
     pub next_attempt: Option<Timestamp>,
     /// When the session is given up.
     pub gives_up: Option<Timestamp>,

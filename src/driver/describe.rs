@@ -179,7 +179,11 @@ impl Driver {
                 class: class_word(failure.class).to_owned(),
                 text: failure.text.clone(),
             }),
-            next_attempt: None,
+            // One that is being made has no time.
+            next_attempt: (seen.down.as_ref())
+                .and_then(|down| down.next_attempt)
+                .filter(|at| *at > Instant::now())
+                .map(|at| clock.instant(at)),
             gives_up: Some(clock.at(since + self.config.resume_for)),
         });
         protocol::Session {

@@ -36,6 +36,8 @@ pub(super) struct Down {
     /// It was closed, and not only the agent silent: it has to be resumed.
     pub closed: bool,
     pub failed_attempts: u64,
+    /// When the next attempt is made, or the last one was begun.
+    pub next_attempt: Option<Instant>,
     pub failure: Option<(Instant, Failure)>,
 }
 
@@ -98,6 +100,11 @@ impl Seen {
                     down.failure = Some((Instant::now(), failure.clone()));
                 }
             }
+            gateway::Event::RetryIn(delay) => {
+                if let Some(down) = &mut self.down {
+                    down.next_attempt = Some(Instant::now() + *delay);
+                }
+            }
             gateway::Event::RoundTrip(took) => self.round_trip = Some((Instant::now(), *took)),
             gateway::Event::PluginHung { .. } => self.lost(LostBy::PluginHung),
             gateway::Event::SessionEnded { .. } => self.lost(LostBy::Service),
@@ -127,7 +134,13 @@ impl Seen {
     }
 
     fn interrupted(&mut self, reason: &str) -> &mut Down {
-        let down = || Down { reason: reason.to_owned(), closed: false, failed_attempts: 0, failure: None };
+        let down = || Down {
+            reason: reason.to_owned(),
+            closed: false,
+            failed_attempts: 0,
+            next_attempt: None,
+            failure: None,
+        };
         self.down.get_or_insert_with(down)
     }
 
@@ -169,7 +182,9 @@ mod tests {
         seen.gateway(&gateway::Event::ResumeFailed(Failure::new(Class::Network, "500")));
         seen.gateway(&closed("again"));
         let down = seen.down.as_ref().unwrap();
-        assert_eq!((down.reason.as_str(), down.failed_attempts), ("Bye", 1));
+        assert_eq!((down.reason.as_str(), down.failed_attempts, down.next_attempt), ("Bye", 1, None));
+        seen.gateway(&gateway::Event::RetryIn(Duration::from_secs(5)));
+        assert!(seen.down.as_ref().is_some_and(|down| down.next_attempt > Some(Instant::now())));
         seen.gateway(&gateway::Event::ChannelResumed { after: Duration::ZERO, attempts: 2 });
         assert_eq!((seen.resumes, seen.down.is_none()), (1, true));
     }

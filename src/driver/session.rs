@@ -206,7 +206,7 @@ impl Session {
             }
             gateway::Event::PluginHung { reason } => Some(SessionEvent::PluginHung { reason }),
             gateway::Event::DestinationFailed => Some(SessionEvent::DestinationFailed),
-            gateway::Event::LostTrack => None,
+            gateway::Event::LostTrack | gateway::Event::RetryIn(_) => None,
             gateway::Event::ForeignConnection => Some(SessionEvent::ForeignConnection),
         }
     }

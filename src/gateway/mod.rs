@@ -111,6 +111,8 @@ pub enum Event {
     },
     /// An attempt to resume, or to open the data channel for the first time, failed; the gateway goes on trying.
     ResumeFailed(Failure),
+    /// The next attempt is made after this; before one that is made at once nothing is told.
+    RetryIn(Duration),
     /// KMS has refused the plugin's call for an encrypted session, or could not be asked.
     KmsFailed(Failure),
     /// The data channel is open again, or the agent acknowledges again, and what was lost is being sent again.

@@ -244,7 +244,7 @@ impl Bench {
     async fn event(&mut self) -> Event {
         loop {
             match self.events.recv().await.unwrap() {
-                Event::RoundTrip(_) | Event::LostTrack => (),
+                Event::RoundTrip(_) | Event::LostTrack | Event::RetryIn(_) => (),
                 event => return event,
             }
         }
@@ -372,6 +372,30 @@ async fn failed_attempts_are_told_and_a_session_that_is_gone_is_an_end() {
     );
     assert_eq!(bench.event().await, Event::ResumeFailed(denied));
     assert!(matches!(bench.event().await, Event::SessionEnded { .. }));
+}
+
+#[tokio::test]
+async fn the_next_attempt_is_told_after_each_failure() {
+    let mut bench = Bench::new(GatewayMode::Hold).await;
+    let denied = Failure::new(Class::Access, "ExpiredTokenException");
+    bench.api.resumptions.lock().unwrap().extend([Err(denied.clone()), Err(denied), Ok(Resumption::Gone)]);
+    let (plugin, service) = bench.opened().await;
+    // Closed as soon as it was open: not even the first attempt is made at once.
+    drop(service);
+    let mut told = Vec::new();
+    loop {
+        match bench.events.recv().await.unwrap() {
+            Event::RetryIn(delay) => told.push(delay.as_millis()),
+            Event::SessionEnded { .. } => break,
+            _ => (),
+        }
+    }
+    let [first, second, third] = told[..] else { panic!("{told:?}") };
+    assert!(
+        (100..=200).contains(&first) && (200..=400).contains(&second) && (400..=800).contains(&third),
+        "{told:?}"
+    );
+    drop(plugin);
 }
 
 /// A connection that brings nothing and is closed at once is followed by a pause.

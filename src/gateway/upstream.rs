@@ -76,7 +76,12 @@ impl Dialler {
     ) -> Outcome {
         let mut attempts = 0;
         loop {
-            sleep(backoff.delay(rand::random_range(0.5..1.0))).await;
+            let delay = backoff.delay(rand::random_range(0.5..1.0));
+            if !delay.is_zero() {
+                // Without a receiver the session is about to be closed.
+                let _ = events.send(Event::RetryIn(delay)).await;
+            }
+            sleep(delay).await;
             attempts += 1;
             match self.attempt(ticket.take(), &opening).await {
                 Ok(Some(link)) => return Outcome::Opened { link: Box::new(link), attempts, backoff },

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use autossm_lab::Lab;
 use autossm_lab::fault::{ApiFault, Call, Fault};
@@ -131,6 +131,25 @@ async fn status_says_all_that_there_is_to_know() {
     let socket = daemon.folder.path().join("run/echo/control.sock");
     assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o660);
     drop(client);
+    daemon.stop(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interruption_says_when_it_is_tried_again() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let daemon = Daemon::echo(&lab, "failover_after = \"10m\"").await;
+    lab.set(Fault::Api(Call::Resume, ApiFault::Forbidden));
+    lab.close_all(1000, "Bye");
+    daemon.event("resume_failed").await;
+    let next =
+        |status: &Value| status["sessions"][0]["interruption"]["next_attempt"].as_str().map(str::to_owned);
+    let status = daemon.status("a next attempt", |status| next(status).is_some()).await;
+    let moment = |text: &str| -> SystemTime { humantime::parse_rfc3339(text).unwrap() };
+    let (now, next) = (moment(status["now"].as_str().unwrap()), moment(&next(&status).unwrap()));
+    let left = next.duration_since(now).unwrap_or_default();
+    assert!(left <= Duration::from_secs(5), "{left:?}");
+    lab.clear_all();
+    daemon.event("resumed").await;
     daemon.stop(&lab).await;
 }
 
