@@ -32,7 +32,11 @@ Examples:
 /// # Errors
 /// Standard output or standard error cannot be written to.
 pub fn run(args: &CheckArgs) -> io::Result<ExitCode> {
-    match config::load(&args.config.path) {
+    let read = config::load(&args.config.path);
+    for warning in read.iter().flat_map(|config| &config.warnings) {
+        writeln!(io::stderr().lock(), "warning: {warning}")?;
+    }
+    match read {
         Ok(_) if args.quiet => Ok(ExitCode::SUCCESS),
         Ok(config) => match io::stdout().lock().write_all(listing(&config).as_bytes()) {
             // Whoever reads has read enough.

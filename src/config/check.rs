@@ -20,12 +20,29 @@ pub(super) fn check(file: File, report: &mut Report<'_>) -> Config {
     addresses(&file, report);
     let File { defaults, tunnels, hooks } = file;
     let hooks = hooks.into_iter().filter_map(|hook| hook::whole(hook, report)).collect();
+    let mut warnings = Vec::new();
     let tunnels = tunnels.into_iter().filter_map(|tunnel| {
         required(&tunnel, &defaults, report);
         companions(&tunnel, &defaults, report);
+        warnings.extend(without_effect(&tunnel, &defaults));
         merged(tunnel, &defaults)
     });
-    Config { tunnels: tunnels.collect(), hooks }
+    Config { tunnels: tunnels.collect(), hooks, warnings }
+}
+
+/// A keep-alive that somebody counts on, where none can be sent. One of `[defaults]` may be meant for other tunnels.
+fn without_effect(tunnel: &Section, defaults: &Section) -> Option<String> {
+    let keepalive = match tunnel.gateway {
+        Some(_) => tunnel.keepalive,
+        None => tunnel.keepalive.or(defaults.keepalive),
+    };
+    let observes = tunnel.gateway.or(defaults.gateway) == Some(GatewayMode::Observe);
+    let name = tunnel.name.as_ref().filter(|_| observes && keepalive.flatten().is_some())?;
+    Some(format!(
+        "tunnel {}: `keepalive` has no effect with `gateway = \"observe\"`: the account's idle timeout ends a session that \
+         nobody uses",
+        quoted(name.get_ref())
+    ))
 }
 
 fn names<'a>(of: &str, names: impl Iterator<Item = &'a Spanned<String>>, report: &mut Report<'_>) {

@@ -45,6 +45,8 @@ pub struct Config {
     pub tunnels: Vec<Tunnel>,
     /// Commands that are run when something happens; names are unique.
     pub hooks: Vec<Hook>,
+    /// What is right and has no effect, in words.
+    pub warnings: Vec<String>,
 }
 
 /// One `[[hook]]`.

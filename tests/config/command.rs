@@ -43,6 +43,34 @@ fn check_lists_the_tunnels_of_a_good_file_in_columns() {
     assert!(lines[2].ends_with("2 sessions  hold  disabled"), "{listing}");
 }
 
+/// Somebody counts on it; and a default may be meant for the other tunnels.
+#[test]
+fn check_warns_of_a_keep_alive_that_cannot_be_sent() {
+    for (defaults, keys, warned) in [
+        ("", "gateway = \"observe\"\nkeepalive = \"30s\"", true),
+        ("gateway = \"observe\"\nkeepalive = \"30s\"", "", true),
+        ("gateway = \"observe\"", "keepalive = \"30s\"", true),
+        ("keepalive = \"30s\"", "gateway = \"observe\"", false),
+        ("", "gateway = \"observe\"\nkeepalive = \"off\"", false),
+        ("", "gateway = \"observe\"", false),
+        ("", "keepalive = \"30s\"", false),
+    ] {
+        let (_folder, path) = file(&format!(
+            "[defaults]\n{defaults}\n[[tunnel]]\nname = \"db\"\nlisten = \"127.0.0.1:15432\"\n\
+             target = \"i-0123456789abcdef0\"\nremote_port = 5432\n{keys}\n"
+        ));
+        let output = check(&path);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        assert_eq!(
+            said.starts_with("warning: tunnel `db`: `keepalive` has no effect"),
+            warned,
+            "{keys}: {said}"
+        );
+        assert_eq!(said.is_empty(), !warned, "{keys}: {said}");
+    }
+}
+
 #[test]
 fn check_prints_what_is_wrong_and_exits_with_78() {
     let (_folder, path) = file(&format!("{GOOD}hold = 30\nregoin = 1\n"));
