@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt as _};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use super::record::Record;
@@ -23,12 +24,12 @@ pub(super) struct Leftovers {
     ids: Vec<String>,
     /// The round that is wanted next: one that is under way is not broken off.
     wanted: watch::Sender<Round>,
-    begun: bool,
+    rounds: Option<JoinHandle<()>>,
 }
 
 impl Leftovers {
     pub(super) fn new(record: Record, clients: Arc<Clients>) -> Self {
-        Self { record, clients, ids: Vec::new(), wanted: watch::Sender::new(None), begun: false }
+        Self { record, clients, ids: Vec::new(), wanted: watch::Sender::new(None), rounds: None }
     }
 
     /// One of this process's own.
@@ -55,16 +56,17 @@ impl Leftovers {
         if self.ids.is_empty() {
             return;
         }
-        if !std::mem::replace(&mut self.begun, true) {
-            tokio::spawn(rounds(self.wanted.subscribe(), self.record.clone(), self.clients.clone()));
-        }
+        let wanted = self.wanted.subscribe();
         self.wanted.send_replace(Some((config.clone(), self.ids.clone())));
+        if self.rounds.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.rounds = Some(tokio::spawn(rounds(wanted, self.record.clone(), self.clients.clone())));
+        }
     }
 }
 
-/// Ends with the tunnel, when the round that is under way is over.
+/// Ends when no other round is wanted, or with the tunnel, when the one that is under way is over.
 async fn rounds(mut wanted: watch::Receiver<Round>, record: Record, clients: Arc<Clients>) {
-    while wanted.changed().await.is_ok() {
+    while wanted.has_changed().unwrap_or_default() {
         let Some((config, ids)) = wanted.borrow_and_update().clone() else { continue };
         let (config, record, clients) = (&config, &record, &clients);
         let each = async |id: String| terminate(config, record, clients, &id).await;
