@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `rise` probes in a row answered as they should be; or a client's connection answered at all | fine |
 //! | `fall` probes in a row refused, closed, answered wrongly, or unanswered while the agent was heard of | destination down |
+//! | the same, less than [`CALM`](super::verdict) after a connection was refused | fine when that time is over |
 //! | 3 clients' connections in a row refused within a minute | destination down |
 //! | `fall` probes in a row unanswered, and nobody can say whether the agent is there | path down |
 //!

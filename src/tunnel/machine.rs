@@ -55,6 +55,10 @@ pub struct Tunnel {
     pub(super) drained: bool,
     pub(super) lifetime: Lifetime,
     pub(super) degraded: Option<Degraded>,
+    /// When a serving session's agent last could not reach the destination for a connection.
+    pub(super) refused_at: Option<Time>,
+    /// The destination has answered in this session, and counts as up from then on if it refuses nobody until then.
+    pub(super) recovers: Option<(Time, Generation)>,
     /// The latest time heard of.
     pub(super) now: Time,
 }
@@ -119,6 +123,8 @@ impl Tunnel {
             drained: false,
             lifetime: Lifetime::default(),
             degraded: None,
+            refused_at: None,
+            recovers: None,
             now: Time::ZERO,
         }
     }
@@ -198,7 +204,8 @@ impl Tunnel {
         let stopping = self.stopping.map(|stopping| [stopping.grace_until, stopping.deadline]);
         let stopping = stopping.into_iter().flatten().map(Some);
         let ask = self.asks_limit().then_some(self.lifetime.ask_at);
-        let all = sessions.chain(slots).chain(soon).chain(stopping).chain([ask]);
+        let recovers = self.recovers.map(|(at, _)| at);
+        let all = sessions.chain(slots).chain(soon).chain(stopping).chain([ask, recovers]);
         all.flatten().filter(|at| *at > self.now).min()
     }
 
@@ -317,6 +324,9 @@ impl Tunnel {
             }
             SessionEvent::DestinationFailed => {
                 let verdict = session.health.refused(now);
+                if session.routable() {
+                    (self.refused_at, self.recovers) = (Some(now), None);
+                }
                 self.judge(generation, verdict, actions);
             }
             SessionEvent::Answered => {
@@ -537,7 +547,7 @@ impl Tunnel {
                 session.expired = Some(Reason::Configuration);
             }
             // It may be another destination.
-            self.degraded = None;
+            (self.degraded, self.refused_at, self.recovers) = (None, None, None);
             for slot in &mut self.slots {
                 // What was wrong may have been put right.
                 slot.unanswered = None;

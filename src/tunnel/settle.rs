@@ -11,6 +11,7 @@ impl Tunnel {
     pub(super) fn settle(&mut self, random: f64, actions: &mut Vec<Action>) {
         self.limit_surplus();
         self.test_limit(actions);
+        self.settle_recovery(actions);
         let generations: Vec<_> = self.sessions.iter().map(|session| session.generation).collect();
         for generation in generations {
             self.settle_session(generation, random, actions);

@@ -13,6 +13,10 @@ use super::{Action, Generation, Reason, Report};
 /// session; but only this often, for one that is simply down gains nothing from it.
 pub(super) const RESOLVE_EVERY: Duration = Duration::from_secs(300);
 
+/// One of two hosts behind a name may be down: half of all connections are refused, and the others answered. The destination
+/// is up again when nobody was refused for so long.
+pub(super) const CALM: Duration = Duration::from_secs(5);
+
 impl Tunnel {
     /// A probe has ended. What it found of a session that is interrupted, or no longer serves, says nothing.
     pub(super) fn probed(
@@ -79,8 +83,26 @@ impl Tunnel {
         if self.sessions.iter().filter(serving).any(|session| session.health.is_down()) {
             return;
         }
+        let calm = self.refused_at.map(|at| at + CALM).filter(|calm| *calm > self.now);
+        if let (Some(calm), Some(_)) = (calm, &self.degraded) {
+            self.recovers = Some((calm, generation));
+            return;
+        }
+        self.recovers = None;
         if let Some(degraded) = self.degraded.take() {
             actions.push(Action::Report(Report::Recovered(generation, self.now - degraded.since)));
+        }
+    }
+
+    /// The time without a refusal may be over.
+    pub(super) fn settle_recovery(&mut self, actions: &mut Vec<Action>) {
+        if let Some((at, generation)) = self.recovers
+            && at <= self.now
+        {
+            self.recovers = None;
+            if self.stopping.is_none() {
+                self.fine(generation, actions);
+            }
         }
     }
 

@@ -15,6 +15,7 @@ use super::machine::{STOPPING, SURPLUS};
 use super::rotation::{Limit, Rotate};
 use super::session::{AtService, Phase, Session};
 use super::status::State;
+use super::verdict::CALM;
 use super::{Action, Event, Generation, SessionEvent, Settings, Time, Tunnel};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -337,9 +338,11 @@ impl World {
             .collect();
         let stopping = self.tunnel.stopping.map(|s| (ahead(s.grace_until), ahead(s.deadline), s.done));
         format!(
-            "{sessions:?} {slots:?} {stopping:?} {} {:?} {:?} {:?}",
+            "{sessions:?} {slots:?} {stopping:?} {} {:?} {:?} {:?} {:?} {:?}",
             self.tunnel.drained,
             self.tunnel.degraded.is_some(),
+            self.tunnel.refused_at.map(|at| since(at).min(CALM.as_millis())),
+            self.tunnel.recovers.map(|(at, g)| (ahead(at), rank(&g))),
             self.real.values().collect::<Vec<_>>(),
             self.stopped
         )

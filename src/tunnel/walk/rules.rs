@@ -558,9 +558,39 @@ fn clients_connections_degrade_a_tunnel_and_recover_it() {
     assert!(world.tunnel.status().degraded.is_some(), "nobody knows yet whether that helped");
     // What an old connection says of the old address says nothing.
     assert!(world.about(1, SessionEvent::Answered).is_empty());
+    world.now += CALM;
     let actions = world.about(2, SessionEvent::Answered);
     assert!(matches!(actions[..], [Action::Report(Report::Recovered(Generation(2), _))]), "{actions:?}");
     assert_eq!(world.tunnel.status().degraded, None);
+}
+
+/// One of two hosts behind the name is down.
+#[test]
+fn a_destination_that_refuses_every_other_connection_is_told_once() {
+    let mut world = up();
+    for _ in 0..3 {
+        world.about(1, SessionEvent::DestinationFailed);
+    }
+    world.about(2, SessionEvent::Started);
+    world.about(2, SessionEvent::Opened);
+    world.obliges(|w| w.tunnel.sessions.len() == 1);
+    let since = world.tunnel.status().degraded.unwrap().since;
+    for _ in 0..100 {
+        world.now += SECOND;
+        assert!(world.about(2, SessionEvent::Answered).is_empty());
+        world.now += SECOND;
+        assert!(world.about(2, SessionEvent::DestinationFailed).is_empty());
+    }
+    // The last to come is answered, and nobody comes after it.
+    world.now += SECOND;
+    assert!(world.about(2, SessionEvent::Answered).is_empty());
+    let actions = world.advance_to_deadline();
+    let lasted = world.now - since;
+    assert_eq!(actions, [Action::Report(Report::Recovered(Generation(2), lasted))]);
+    assert_eq!(lasted, 200 * SECOND + CALM);
+    assert_eq!(world.tunnel.status().degraded, None);
+    // Where nobody was refused of late, the first answer tells.
+    assert!(world.tunnel.recovers.is_none());
 }
 
 /// Where nothing shows whether the agent is there, a second session tells the path from the destination.
