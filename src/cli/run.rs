@@ -10,24 +10,28 @@ use anyhow::Context as _;
 use nix::sys::resource::{Resource, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
+use super::reach::block_on;
 use super::{EXIT_CONFIG, EXIT_OS, EXIT_UNAVAILABLE, RunArgs};
 use crate::aws::sdk::Clients;
 use crate::config::{self, Hook, Tunnel};
 use crate::control::access::Access;
 use crate::control::place;
+use crate::control::protocol::Event;
 use crate::driver::Shared;
 use crate::driver::folder::Folder;
 use crate::driver::service::Service;
-use crate::driver::tunnels::{Tunnels, bind};
+use crate::driver::tunnels::{Tunnels, Unbound, bind};
 use crate::gateway::Authority;
 use crate::hook::Hooks;
 use crate::network::Environment;
 use crate::plugin::version::Versions;
+use crate::socket_file;
 use crate::systemd::fdstore::{self, Kept};
 use crate::systemd::notify;
-use crate::telemetry::recorder::Recorder;
+use crate::telemetry::history::{self, History};
+use crate::telemetry::recorder::{HISTORY, Recorder};
 use crate::telemetry::{self, Format};
 
 /// A disk that does not take the last events in this time does not get them: systemd's patience is limited.
@@ -49,7 +53,7 @@ pub fn run(args: &RunArgs) -> ExitCode {
     }
     let wanted = match read(args) {
         Ok(wanted) => wanted,
-        Err(text) => return invalid(args.log_format, &text),
+        Err(text) => return invalid(args, &recorder, &text),
     };
     // One thread: what goes through a plugin is limited by the plugin, and a second thread costs memory.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -63,18 +67,18 @@ pub fn run(args: &RunArgs) -> ExitCode {
 }
 
 async fn serve(args: &RunArgs, wanted: Wanted, kept: Vec<Kept>, recorder: &Recorder) -> ExitCode {
+    let mut hooks = Hooks::new(recorder);
+    hooks.configure(wanted.hooks);
+    let names: Vec<_> = wanted.tunnels.iter().map(|tunnel| tunnel.name.clone()).collect();
     let bound = match bind(wanted.tunnels, kept) {
         Ok(bound) => bound,
         Err(errors) => {
-            for error in &errors {
-                error!(event = "bind_failed", "{error}");
-            }
             notify::status(&errors.first().map(ToString::to_string).unwrap_or_default());
+            let _histories = not_bound(args, recorder, &names, &errors);
+            tokio::join!(hooks.stop(Instant::now() + LAST_HOOKS), recorder.flush(LAST_EVENTS));
             return ExitCode::from(EXIT_UNAVAILABLE);
         }
     };
-    let mut hooks = Hooks::new(recorder);
-    hooks.configure(wanted.hooks);
     let started = prepare(args, recorder).and_then(|shared| {
         // First: from here on there is something to clean up.
         let signals = Signals::new().context("signal handlers")?;
@@ -105,6 +109,60 @@ async fn serve(args: &RunArgs, wanted: Wanted, kept: Vec<Kept>, recorder: &Recor
     let until = at_last.min(Instant::now() + LAST_HOOKS).max(Instant::now() + LAST_EVENTS);
     tokio::join!(hooks.stop(until), recorder.flush(LAST_EVENTS));
     ExitCode::SUCCESS
+}
+
+/// Says which addresses cannot be bound, in the log and in the record of every tunnel of this process: none of them runs.
+fn not_bound(
+    args: &RunArgs,
+    recorder: &Recorder,
+    tunnels: &[String],
+    errors: &[Unbound],
+) -> Vec<Arc<History>> {
+    const EVENT: &str = "bind_failed";
+    let mut histories = Vec::new();
+    for name in tunnels {
+        let own = || errors.iter().filter(|unbound| unbound.tunnel == *name);
+        let Some(error) = own().next_back().or(errors.first()) else { continue };
+        let reason = error.to_string();
+        // systemd starts the process again every second: what is on record already is only logged.
+        let is_new = |last: Option<Event>| {
+            last.is_none_or(|last| last.event != EVENT || last.reason.as_deref() != Some(&reason))
+        };
+        histories.extend(open_record(args, recorder, name, is_new));
+        if own().next().is_none() {
+            // Said once, of the tunnel that it is about.
+            debug!(target: HISTORY, tunnel = name, event = "bind_failed", reason, "not started: {reason}");
+        }
+        for error in own() {
+            error!(tunnel = name, event = "bind_failed", reason = %error, "{error}");
+        }
+    }
+    histories
+}
+
+/// The record of a tunnel that could not be started, if it is wanted by what is last on it. That of a tunnel that another
+/// process runs is that process's.
+fn open_record(
+    args: &RunArgs,
+    recorder: &Recorder,
+    tunnel: &str,
+    wanted: impl FnOnce(Option<Event>) -> bool,
+) -> Option<Arc<History>> {
+    let runtime_dir = runtime_dir(args).ok()?;
+    let socket = place::folder(&runtime_dir, tunnel).join(place::FILE);
+    if socket.exists() && !socket_file::is_stale(&socket).unwrap_or(false) {
+        return None;
+    }
+    let folder = place::folder(&state_dir(args, &runtime_dir).ok()?, tunnel);
+    let last = history::last(&folder).ok()?;
+    wanted(last).then(|| recorder.open(tunnel, &folder))
+}
+
+/// The names of all tunnels that may have a record.
+fn recorded(args: &RunArgs) -> Vec<String> {
+    let folder = runtime_dir(args).and_then(|runtime_dir| state_dir(args, &runtime_dir));
+    let entries = folder.ok().and_then(|folder| std::fs::read_dir(folder).ok());
+    entries.into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
 /// What this process is to run.
@@ -152,13 +210,19 @@ async fn reload(args: &RunArgs, tunnels: &mut Tunnels, hooks: &mut Hooks) -> Opt
 }
 
 /// Tells what is wrong with the configuration: to the journal or a machine as log lines, to a person as it is.
-fn invalid(format: Format, text: &str) -> ExitCode {
+fn invalid(args: &RunArgs, recorder: &Recorder, text: &str) -> ExitCode {
+    let format = args.log_format;
     if format == Format::Text || (format == Format::Auto && !telemetry::stderr_is_journal()) {
         eprintln!("{text}");
     } else {
-        for line in text.lines() {
-            error!(event = "config_invalid", "{line}");
+        // Of those that have one: a name that has none may be a slip of the pen.
+        let open = |name: &String| open_record(args, recorder, name, |last| last.is_some());
+        let names = if args.tunnels.is_empty() { recorded(args) } else { args.tunnels.clone() };
+        let _histories: Vec<_> = names.iter().filter_map(open).collect();
+        for (at, line) in text.lines().enumerate() {
+            error!(event = "config_invalid", reason = (at == 0).then_some(line), "{line}");
         }
+        let _ = block_on(recorder.flush(LAST_EVENTS));
     }
     notify::status(text.lines().next().unwrap_or_default());
     ExitCode::from(EXIT_CONFIG)

@@ -102,7 +102,6 @@ const NEVER: &[&str] = &[
     "probed",
     "round_trip",
     "usage", // below info
-    "bind_failed",
     "config_invalid",
     "os_fault",
     "not_adopted",

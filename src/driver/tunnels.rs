@@ -32,6 +32,16 @@ pub struct Bound {
     addresses: Vec<Address>,
 }
 
+/// An address that cannot be bound.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Unbound {
+    /// The tunnel that is to listen there.
+    pub tunnel: String,
+    /// Why not.
+    pub error: BindError,
+}
+
 struct Address {
     listen: Listen,
     listener: Listener,
@@ -44,7 +54,7 @@ struct Address {
 ///
 /// # Errors
 /// One for each address.
-pub fn bind(tunnels: Vec<config::Tunnel>, kept: Vec<Kept>) -> Result<Vec<Bound>, Vec<BindError>> {
+pub fn bind(tunnels: Vec<config::Tunnel>, kept: Vec<Kept>) -> Result<Vec<Bound>, Vec<Unbound>> {
     let mut adopted = adopt(&tunnels, kept);
     let (mut bound, mut errors) = (Vec::new(), Vec::new());
     for config in tunnels {
@@ -52,7 +62,7 @@ pub fn bind(tunnels: Vec<config::Tunnel>, kept: Vec<Kept>) -> Result<Vec<Bound>,
         for listen in &config.listen {
             match adopted.remove(&fdstore::name(&config.name, listen)) {
                 Some(address) => addresses.push(address),
-                None => addresses.extend(open(listen, &mut errors)),
+                None => addresses.extend(open(&config.name, listen, &mut errors)),
             }
         }
         bound.push(Bound { config, addresses });
@@ -104,11 +114,11 @@ fn adopt(tunnels: &[config::Tunnel], kept: Vec<Kept>) -> HashMap<String, Address
     adopted
 }
 
-fn open(listen: &Listen, errors: &mut Vec<BindError>) -> Option<Address> {
+fn open(tunnel: &str, listen: &Listen, errors: &mut Vec<Unbound>) -> Option<Address> {
     match Listener::bind(listen) {
         Ok(listener) => Some(Address { listen: listen.clone(), listener, adopted: false }),
         Err(error) => {
-            errors.push(error);
+            errors.push(Unbound { tunnel: tunnel.to_owned(), error });
             None
         }
     }
@@ -192,7 +202,7 @@ impl Tunnels {
     ///
     /// # Errors
     /// One for each address that cannot be bound.
-    pub async fn reload(&mut self, wanted: Vec<config::Tunnel>) -> Result<(), Vec<BindError>> {
+    pub async fn reload(&mut self, wanted: Vec<config::Tunnel>) -> Result<(), Vec<Unbound>> {
         let mut errors = Vec::new();
         let mut changes = Vec::new();
         for config in wanted.iter() {
@@ -205,7 +215,7 @@ impl Tunnels {
             for listen in config.listen.iter().filter(is_new) {
                 match self.gives_up(listen, &wanted) {
                     Some(holder) => handed_over.push((listen.clone(), holder)),
-                    None => addresses.extend(open(listen, &mut errors)),
+                    None => addresses.extend(open(&config.name, listen, &mut errors)),
                 }
             }
             changes.push((Bound { config: config.clone(), addresses }, handed_over));

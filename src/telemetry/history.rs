@@ -105,6 +105,16 @@ pub fn read(folder: &Path) -> io::Result<Vec<Event>> {
     Ok(events)
 }
 
+/// The last event that the folder of a tunnel has.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn last(folder: &Path) -> io::Result<Option<Event>> {
+    let mut last = None;
+    Files::at(folder).latest(|event| last = Some(event))?;
+    Ok(last)
+}
+
 impl History {
     /// A tunnel's history that goes on where `folder` has it.
     ///

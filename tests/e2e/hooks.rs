@@ -83,6 +83,26 @@ async fn a_hook_is_told_what_it_asked_for_in_a_clean_environment() {
     assert!(events.iter().all(|event| event["tunnel"] == "echo"));
 }
 
+/// systemd starts the daemon again every second: nobody is to be told each time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_cannot_start_tells_of_it_once() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let (address, folder) = (own_address(), folder());
+    let _held = std::net::TcpListener::bind(address).unwrap();
+    let told = folder.path().join("told");
+    let config = tunnel(&lab, "echo", address, lab.echo_addr(), "")
+        + &hook("chat", &["bind_failed"], &format!("cat >> {}", told.display()), "");
+    for _ in 0..3 {
+        let mut daemon = Daemon::start_in(folder.clone(), address, &config);
+        assert_eq!(daemon.exit().await.code(), Some(69));
+        daemon.event("bind_failed").await;
+    }
+    let [line] = &lines(&told)[..] else { panic!("{:?}", lines(&told)) };
+    let event: Value = serde_json::from_str(line).unwrap();
+    assert_eq!((&event["event"], &event["tunnel"]), (&"bind_failed".into(), &"echo".into()));
+    assert!(event["reason"].as_str().unwrap().contains("is in use by e2e"), "{line}");
+}
+
 /// Processes that have this in their environment.
 fn marked(mark: &str) -> Vec<String> {
     let Ok(processes) = procfs::process::all_processes() else { return Vec::new() };

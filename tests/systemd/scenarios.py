@@ -154,6 +154,10 @@ class Scenarios:
         self.shows(True, "a port below 1024 cannot be bound: status 69, tried again")
         found = wait("doctor's look between two starts", 60, lambda: self.unit_found("spare", "failure"))
         self.shows("status 69" in found["message"], f"doctor: {found['message']} → {found['remedy']}")
+        said = site.run("autossm", "why", "spare", check=False).stdout.splitlines()[:1]
+        recorded = site.run("grep", "-c", '"event":"bind_failed"', "/var/lib/autossm/spare/events.jsonl").stdout.strip()
+        restarts = self.container.show("autossm@spare", "NRestarts")[0]
+        self.shows(recorded == "1" and "cannot be started" in said[0], f"recorded {recorded}× in {restarts} restarts; why: {said}")
         self.systemctl("stop", "autossm@spare")
         man = site.run("sh", "-c", "zcat /usr/share/man/man8/autossm@.service.8.gz").stdout.split("A port below 1024\n.nf\n")[1]
         drop_in = "/etc/systemd/system/autossm@spare.service.d/port.conf"

@@ -65,6 +65,10 @@ pub enum Cause {
     Restarted,
     /// Somebody has had the plugin killed to see what happens.
     Drill,
+    /// A local address cannot be bound.
+    Address,
+    /// The daemon could not read its configuration.
+    Invalid,
     /// The daemon was told to end.
     Stopped,
     /// The daemon ended without a word.
@@ -181,6 +185,8 @@ impl Cause {
             Self::Drained => ("requested", Some("drain")),
             Self::Drill => ("requested", Some("drill")),
             Self::Restarted => ("requested", Some("rotate, restart, resume")),
+            Self::Address => ("bind_failed", None),
+            Self::Invalid => ("config_invalid", None),
             Self::Stopped => ("stopped", None),
             Self::Killed => ("begun", None),
             Self::Unknown => ("state", None),
@@ -266,6 +272,8 @@ impl Cause {
             Self::Drained => format!("{by} drained it"),
             Self::Restarted => format!("{by} restarted it"),
             Self::Drill => format!("a drill, asked for by {by}, killed its plugin on purpose"),
+            Self::Address => short,
+            Self::Invalid => format!("its configuration {} be used: {short}", tense("cannot", "could not")),
             Self::Stopped => "it was stopped".to_owned(),
             Self::Killed => "its daemon was killed, or the host went down".to_owned(),
             Self::Unknown => "the record does not say why".to_owned(),
@@ -473,13 +481,17 @@ mod tests {
             Cause::Drained,
             Cause::Restarted,
             Cause::Drill,
+            Cause::Address,
+            Cause::Invalid,
             Cause::Stopped,
             Cause::Killed,
             Cause::Unknown,
         ];
         for cause in causes {
             let remedy = cause.remedy("db");
-            assert!(remedy.len() > 20 && !remedy.contains('@') || remedy.contains("autossm@db"), "{cause:?}");
+            // No placeholder of the catalog's, but for units.
+            assert!(remedy.len() > 20 && !remedy.replace("autossm@", "").contains('@'), "{cause:?}");
+            assert!(!remedy.contains("@NAME"), "{cause:?}");
         }
         assert!(Cause::Drained.remedy("db").contains("autossm resume db"));
     }

@@ -104,6 +104,15 @@ pub fn incidents(events: &[Event]) -> (Vec<Incident<'_>>, usize) {
                 everyday: state(event) == "interrupted",
                 served: state(event) == "degraded",
             }),
+            ("bind_failed" | "config_invalid", None) => spans.push(Span {
+                from: at,
+                to: at,
+                began: event.at,
+                ended: None,
+                first: !runs,
+                everyday: false,
+                served: false,
+            }),
             ("lost", None) => spans.push(Span {
                 from: led_to(events, at),
                 to: at,
@@ -207,6 +216,9 @@ fn obstacles(events: &[Event], span: &Span) -> Vec<Obstacle> {
             "lost" => Cause::of_loss(&words),
             "interrupted" => Cause::of_interruption(&words),
             "degraded" => Cause::Destination,
+            "bind_failed" => Cause::Address,
+            // The first of its lines has it.
+            "config_invalid" if event.reason.is_some() => Cause::Invalid,
             "requested" => match field(event, "command") {
                 "drain" => Cause::Drained,
                 "restart" => Cause::Restarted,

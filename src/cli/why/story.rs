@@ -210,6 +210,23 @@ fn now(status: &Status) -> Option<Obstacle> {
 fn not_running(story: &mut Story, status: &Status, last: &Incident<'_>, events: &[Event]) {
     let name = &status.name;
     let stopped = last.obstacles.iter().rfind(|obstacle| obstacle.cause == Cause::Stopped);
+    let refused = |obstacle: &&Obstacle| matches!(obstacle.cause, Cause::Address | Cause::Invalid);
+    if last.ended.is_none()
+        && let Some(refused) = last.obstacles.last().filter(refused)
+    {
+        // The first of those that follow one another.
+        let first = last.obstacles.iter().rev().take_while(|obstacle| obstacle.cause == refused.cause).last();
+        let since = stopped.or(first).unwrap_or(refused).at;
+        tell_incident(story, status, last, Some(refused.clone()));
+        story.since = Some(since);
+        story.headline = format!(
+            "{name} is not running since {} ({}), and cannot be started: {}",
+            clock(since, status.now),
+            age(status.now.since(since)),
+            clause(refused, false)
+        );
+        return;
+    }
     if last.ended.is_none()
         && let Some(stopped) = stopped
     {

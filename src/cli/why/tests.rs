@@ -166,6 +166,34 @@ fn restarts_and_kills_are_told_apart() {
 }
 
 #[test]
+fn what_keeps_a_daemon_from_starting_is_told_with_what_came_before() {
+    let gone = Status { daemon: Daemon::default(), ..status(State::Stopped, "00:00:00") };
+    let stop = "02:00:00 stopping\n02:00:00 state stopping\n02:00:01 state stopped\n02:00:01 stopped\n";
+    let taken = "02:05:00 bind_failed 127.0.0.1:15432 is in use by nc (pid 7)\n";
+    let says = "and cannot be started: 127.0.0.1:15432 is in use by nc (pid 7)";
+    let story = tell(&gone, &record(&format!("{BEGIN}{stop}{taken}")));
+    assert_eq!(story.headline, format!("db is not running since 02:00:00 UTC (2h0m), {says}"));
+    assert!(story.remedy.unwrap().starts_with("End that process or change `listen`"));
+    // Killed, and since then two others had the port.
+    let other = "02:04:00 bind_failed 127.0.0.1:15432 is in use by python3 (pid 8)\n";
+    let story = tell(&gone, &record(&format!("{BEGIN}{other}{taken}")));
+    assert_eq!(story.headline, format!("db is not running since 02:04:00 UTC (1h56m), {says}"));
+    let begun = "02:06:00 begun\n02:06:00 state starting\n02:06:01 ready @s2\n02:06:01 state up\n";
+    let story = up(&format!("{BEGIN}{stop}{taken}{begun}"));
+    assert_eq!(story.headline, "db is up; it was last down at 02:00:00 UTC, for 6m: it was stopped");
+    let story = up(&format!("{BEGIN}{taken}{begun}"));
+    let was = "for 1m: 127.0.0.1:15432 is in use by nc (pid 7)";
+    assert_eq!(story.headline, format!("db is up; it was last down at 02:05:00 UTC, {was}"));
+    let wrong = "02:05:00 config_invalid config.toml:3:10: unknown key\n02:05:00 config_invalid\n";
+    let story = tell(&gone, &record(&format!("{BEGIN}{stop}{wrong}")));
+    assert_eq!(
+        story.headline,
+        "db is not running since 02:00:00 UTC (2h0m), and cannot be started: its configuration cannot be used: \
+         config.toml:3:10: unknown key"
+    );
+}
+
+#[test]
 fn a_drill_is_told_as_what_it_was() {
     let story = up(&format!(
         "{BEGIN}02:00:00 requested @s1 command=drill by=alice\n02:00:00 lost @s1 cut=0 the plugin exited: killed by \
