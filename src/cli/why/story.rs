@@ -9,7 +9,7 @@ use super::incident::{Incident, Obstacle, field, incidents, number};
 use crate::cli::events::is_told;
 use crate::cli::paint::{age, took};
 use crate::cli::table::next_step;
-use crate::control::protocol::{Event, State, Status};
+use crate::control::protocol::{Event, Phase, State, Status};
 use crate::control::time::Timestamp;
 
 /// Events shown from an incident's beginning, and from its end.
@@ -99,6 +99,24 @@ pub fn tell(status: &Status, events: &[Event]) -> Story {
 /// It serves. What was the last time that it did not?
 fn up(story: &mut Story, status: &Status, last: Option<&Incident<'_>>, events: &[Event]) {
     let name = &status.name;
+    let ready = status.sessions.iter().filter(|session| session.phase == Phase::Ready).count() as u64;
+    let wanted = status.sessions_wanted;
+    if let Some(missing) = now(status).filter(|_| ready < wanted) {
+        describe(story, status, Some(&missing), missing.at, None);
+        story.next = next_step(status);
+        let next = story.next.as_ref().map(|next| format!("; {next}")).unwrap_or_default();
+        let why = clause(&missing, false);
+        story.headline = format!("{name} is up, with {ready} of {wanted} sessions: {why}{next}");
+        if status.failed_attempts > 1 {
+            let at = clock(missing.at, status.now);
+            let count = status.failed_attempts;
+            story.did.push(format!("{count} attempts to have another one failed, the last at {at}"));
+        }
+        if let Some(incident) = last.filter(|incident| !incident.served) {
+            story.notes.push(format!("it was last down at {}", clock(incident.began, status.now)));
+        }
+        return;
+    }
     let Some(incident) = last else {
         let record = events.first().map_or_else(String::new, |first| {
             format!(", as far as its record goes back ({})", clock(first.at, status.now))

@@ -2,7 +2,7 @@
 
 use super::cause::Cause;
 use super::story::{Story, tell};
-use crate::control::protocol::{Daemon, Event, Failure, Next, State, Status, Step};
+use crate::control::protocol::{Daemon, Event, Failure, Next, Phase, Session, State, Status, Step};
 use crate::control::time::Timestamp;
 
 /// `HH:MM:SS event words…`: of `state` the state; of `lost`, `failed` … the reason; `@x` is the session, `name=value` a
@@ -145,6 +145,28 @@ fn a_session_lost_beside_others_is_no_downtime() {
         "db is up and stayed up; at 02:00:00 UTC it lost a session: its plugin hung: silent"
     );
     assert_eq!(story.clients.cut, 1);
+}
+
+#[test]
+fn a_pool_that_misses_a_session_says_so_and_why() {
+    let events = record(&format!("{BEGIN}03:50:00 lost @s1 cut=1 Session was terminated by bob\n"));
+    let text = "StartSession: ThrottlingException: Rate exceeded";
+    let mut status = status(State::Up, "00:00:01");
+    let ready = Session { phase: Phase::Ready, ..Session::default() };
+    (status.sessions, status.sessions_wanted) = (vec![ready.clone()], 2);
+    status.failure = Some(Failure { at: time("03:59:58"), class: "throttled".into(), text: text.into() });
+    status.next = Some(Next { at: time("04:00:12"), what: Step::Start, reason: None });
+    status.failed_attempts = 9;
+    let story = tell(&status, &events);
+    assert_eq!(
+        story.headline,
+        "db is up, with 1 of 2 sessions: AWS throttles StartSession (too many calls); next try in 12s"
+    );
+    assert_eq!(story.did, ["9 attempts to have another one failed, the last at 03:59:58 UTC"]);
+    assert_eq!((story.cause, story.words.as_deref()), (Some(Cause::Throttled), Some(text)));
+    // All are there, and one of them is to be replaced.
+    status.sessions.push(ready);
+    assert!(tell(&status, &events).headline.contains("stayed up"));
 }
 
 #[test]
