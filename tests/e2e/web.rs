@@ -1,5 +1,6 @@
 //! What `autossm web` tells those who ask: Prometheus, load balancers, programs.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -607,10 +608,9 @@ async fn the_dashboard_holds_together_and_asks_for_what_there_is() {
         assert!(is, "{key}");
     }
     let panels = dashboard["panels"].as_array().unwrap();
-    let mut ids: Vec<_> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
-    ids.dedup();
+    let ids: HashSet<_> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
     assert_eq!(ids.len(), panels.len(), "each panel has a number of its own");
-    let mut taken = std::collections::HashSet::new();
+    let mut taken = HashSet::new();
     for panel in panels {
         let place = |key: &str| panel["gridPos"][key].as_u64().unwrap();
         assert!(place("x") + place("w") <= 24, "{}", panel["title"]);
@@ -626,10 +626,19 @@ async fn the_dashboard_holds_together_and_asks_for_what_there_is() {
             assert!(panel["fieldConfig"]["defaults"].is_object() && panel["options"].is_object());
             let targets = panel["targets"].as_array().unwrap();
             assert!(!targets.is_empty() && targets.iter().all(|one| one["refId"].is_string()));
+            // Two hosts run the same tunnels.
+            for target in targets {
+                let words = format!("{} {}", target["legendFormat"], target["expr"]);
+                let apart = !words.contains("{{tunnel}}") || words.contains("{{instance}}");
+                assert!(apart && !words.contains("by (tunnel"), "{words}");
+            }
         }
     }
     let queries = queries(&dashboard);
     assert!(queries.len() > 20);
+    for name in ["autossm_tunnel_up", "autossm_tunnel_reachable", "autossm_tunnel_state"] {
+        assert!(queries.iter().any(|query| query.contains(name)), "{name} is not shown");
+    }
     assert!(queries.iter().all(|query| !query.contains('$')), "{queries:?}");
 
     // They are right, and of metrics that there are.
@@ -754,57 +763,64 @@ async fn two_hundred_tunnels_are_scraped_quickly() {
     assert!(times[10] < Duration::from_secs(1), "{times:?}");
 }
 
-/// The same round trips through one daemon, by turns with and without a scrape every second and a page that looks on.
+/// The same round trips through one daemon, by turns with and without a scrape twice a second and a page that looks on.
+/// Other work on the host falls on one side or the other: neighbours are compared, and the median of them counts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scraping_every_second_does_not_slow_the_data_path() {
-    const ROUNDS: usize = 4;
-    /// Other work on the host falls on one side or the other: the best of so many measurements counts.
-    const MEASUREMENTS: usize = 5;
+    /// A tenth at this pace is less than a twentieth at Prometheus' fastest.
+    const LEAST: f64 = 0.9;
+    const PAIRS: usize = 21;
+    /// On a host with much else to do.
+    const AT_MOST: usize = 3 * PAIRS;
     let lab = Lab::start(Options::default()).await.unwrap();
     let daemon = Daemon::echo(&lab, "").await;
     let web = Web::start(&daemon.folder.path().join("run")).await;
     web.knows(1).await;
     round_trips(daemon.address).await;
-    let mut best = 0.0;
-    for _ in 0..MEASUREMENTS {
-        let (mut quiet, mut watched, mut scrapes) = (0.0, 0.0, 0);
-        for _ in 0..ROUNDS {
-            quiet += round_trips(daemon.address).await;
-            let page = web.open("GET /api/live HTTP/1.0\r\nHost: localhost\r\n\r\n").await;
-            let scrape = async {
-                loop {
-                    assert_eq!(web.get("/metrics").await.status, 200);
-                    scrapes += 1;
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-            };
-            tokio::select! {
-                rate = round_trips(daemon.address) => watched += rate,
-                () = scrape => {}
-            }
-            drop(page);
+    let watched = async || {
+        let page = web.open("GET /api/live HTTP/1.0\r\nHost: localhost\r\n\r\n").await;
+        let scrape = async { assert_eq!(web.get("/metrics").await.status, 200) };
+        let (rate, ()) = tokio::join!(round_trips(daemon.address), scrape);
+        drop(page);
+        rate
+    };
+    let (mut ratios, mut rates) = (Vec::new(), Vec::new());
+    let median = loop {
+        // Whatever gets faster or slower in the course of it does so for both.
+        let (quiet, watched) = if ratios.len() % 2 == 0 {
+            let quiet = round_trips(daemon.address).await;
+            (quiet, watched().await)
+        } else {
+            let watched = watched().await;
+            (round_trips(daemon.address).await, watched)
+        };
+        ratios.push(watched / quiet);
+        rates.push(quiet);
+        ratios.sort_by(f64::total_cmp);
+        let median = ratios[ratios.len() / 2];
+        if ratios.len() >= AT_MOST || (ratios.len() >= PAIRS && ratios.len() % 2 == 1 && median > LEAST) {
+            break median;
         }
-        let ratio = watched / quiet;
-        let (quiet, watched) = (quiet / ROUNDS as f64, watched / ROUNDS as f64);
-        println!(
-            "round trips a second: {quiet:.0}; {watched:.0} while scraped every second ({scrapes} times): ratio {ratio:.3}"
-        );
-        assert!(scrapes >= ROUNDS, "{scrapes}");
-        best = f64::max(best, ratio);
-        if best > 0.95 {
-            break;
-        }
-    }
-    assert!(best > 0.95, "{best:.3}");
+    };
+    rates.sort_by(f64::total_cmp);
+    println!(
+        "round trips a second: {:.0}; while scraped twice a second and watched: {median:.3} of that (median of {} pairs, \
+         half of them within {:.3} and {:.3})",
+        rates[rates.len() / 2],
+        ratios.len(),
+        ratios[ratios.len() / 4],
+        ratios[ratios.len() * 3 / 4],
+    );
+    assert!(median > LEAST, "{ratios:?}");
     daemon.stop(&lab).await;
 }
 
-/// Round trips a second on one connection, over a second and a half.
+/// Round trips a second on one connection, over half a second.
 async fn round_trips(address: std::net::SocketAddr) -> f64 {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let (began, mut count) = (Instant::now(), 0_u32);
     let mut back = [0; 512];
-    while began.elapsed() < Duration::from_millis(1500) {
+    while began.elapsed() < Duration::from_millis(500) {
         stream.write_all(&[b'x'; 512]).await.unwrap();
         stream.read_exact(&mut back).await.unwrap();
         count += 1;
