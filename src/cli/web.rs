@@ -43,6 +43,10 @@ pub struct WebArgs {
     #[arg(long = "host", value_name = "NAME", env = "AUTOSSM_WEB_HOST", value_delimiter = ',')]
     pub hosts: Vec<String>,
 
+    /// The host's name in the page's head [default: this host's]
+    #[arg(long, value_name = "NAME", env = "AUTOSSM_WEB_TITLE")]
+    pub title: Option<String>,
+
     /// How log lines look
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Auto)]
     pub log_format: Format,
@@ -96,7 +100,7 @@ async fn serve(args: WebArgs) -> ExitCode {
         (None, None) => web::UNITS.map(PathBuf::from).to_vec(),
     };
     let directories = place::directories(args.runtime_dir.as_deref());
-    let settings = Settings { directories, units, hosts: args.hosts };
+    let settings = Settings { directories, units, hosts: args.hosts, title: args.title };
     tokio::select! {
         () = web::serve(listener, settings) => {}
         _ = terminate.recv() => {}

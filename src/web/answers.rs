@@ -58,9 +58,11 @@ impl Site {
         let host = host.unwrap_or_default();
         let directories: Vec<_> =
             settings.directories.iter().map(|path| path.display().to_string()).collect();
+        let guard = Guard::new(&settings.hosts, &host);
+        let host = settings.title.unwrap_or(host);
         Self {
             board,
-            guard: Guard::new(&settings.hosts, &host),
+            guard,
             about: About { host, version: VERSION, runtime_dir: directories.join(" or ") },
             streams: Arc::new(Semaphore::new(streams)),
             instance: Timestamp::now(),

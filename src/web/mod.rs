@@ -59,6 +59,8 @@ pub struct Settings {
     pub units: Vec<PathBuf>,
     /// Names under which the server may be asked, beside addresses, `localhost` and the host's own name.
     pub hosts: Vec<String>,
+    /// What the host is called on the page, if not by its own name.
+    pub title: Option<String>,
 }
 
 /// Serves until the listener cannot be used any more, which is never.
@@ -134,7 +136,8 @@ mod tests {
     /// Each byte is progress to the kernel.
     #[tokio::test(start_paused = true)]
     async fn who_takes_an_answer_byte_by_byte_is_let_go() {
-        let settings = Settings { directories: Vec::new(), units: Vec::new(), hosts: Vec::new() };
+        let settings =
+            Settings { directories: Vec::new(), units: Vec::new(), hosts: Vec::new(), title: None };
         let site = Arc::new(Site::new(Arc::default(), settings, 1));
         let places = Arc::new(Places::default());
         let (mut client, stream) = tokio::io::duplex(256);

@@ -308,11 +308,17 @@ fn break_two(sample: &Sample) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_picture_of_the_page_is_taken() {
     let Some(mut browser) = Browser::start().await else { return };
+    const ROUNDS: u64 = 15;
     let sample = typical();
-    let web = Web::start(sample.path()).await;
+    // For as long as the small pictures beside the timelines show.
+    sample.change("search", |status| *status = down("search", 12, 600));
+    let web = Web::start_with(sample.path(), &["--title".as_ref(), "bastion-1".as_ref()]).await;
     web.knows(15).await;
-    // So that there is something to be seen in the small pictures beside the timelines.
-    for round in 0..15_u64 {
+    // So that there is something to be seen in them.
+    for round in 0..ROUNDS {
+        if round == ROUNDS - 2 {
+            break_two(&sample);
+        }
         for (n, row) in web.get("/api/tunnels").await.json()["tunnels"].as_array().unwrap().iter().enumerate()
         {
             let name = row["status"]["name"].as_str().unwrap();
@@ -332,6 +338,7 @@ async fn a_picture_of_the_page_is_taken() {
     break_two(&sample);
     browser.prefer("light").await;
     browser.open(&web.url("/"), 1280, 860).await;
+    browser.until("document.querySelector('#host')?.innerText === 'bastion-1'").await;
     browser.until("document.querySelectorAll('.row').length === 15").await;
     browser.until("document.querySelector('#headline').innerText === 'search is down'").await;
     browser.value("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))").await;
