@@ -148,15 +148,13 @@ pub fn up(name: &str, number: usize) -> Status {
     let all = |words: &[&str], some: u64| words.iter().map(|word| ((*word).to_owned(), some)).collect();
     let histogram =
         || Histogram { le: vec![0.1, 0.5, 1.0, 5.0, 30.0], counts: vec![20, 3, 1, 0, 0, 0], sum: 4.2 };
-    let since = ago(3600 * (5 + 37 * n % 211) + 61 * n);
+    let started = ago(3600 * (25 + 37 * n % 211) + 61 * n);
+    // Since the last hourly close, as in `quiet_day`.
+    let since = ago(60 * (7 * n % 55) + 60);
     let target = format!("mi-0{:016x}", 0x0123_4567_89ab_cdef_u64.wrapping_mul(n + 1) >> 4);
     Status {
         name: name.into(),
-        daemon: Daemon {
-            pid: 4200 + number as u32,
-            version: env!("CARGO_PKG_VERSION").into(),
-            started: since,
-        },
+        daemon: Daemon { pid: 4200 + number as u32, version: env!("CARGO_PKG_VERSION").into(), started },
         state: State::Up,
         since,
         listen: vec![format!("127.0.0.1:{}", 15432 + number)],
@@ -169,7 +167,7 @@ pub fn up(name: &str, number: usize) -> Status {
             generation: 1,
             id: Some(format!("autossm-{:017x}", 0x0fed_cba9_8765_4321_u64.wrapping_mul(n + 3) >> 2)),
             phase: Phase::Ready,
-            began: since,
+            began: started,
             target: Some(target),
             open: 3 + 7 * n % 23,
             resumes: 20 + n % 5,

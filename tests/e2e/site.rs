@@ -14,7 +14,7 @@ use crate::daemon::{PATIENCE, PROGRAM};
 
 /// A running `autossm web`.
 pub struct Web {
-    _process: Child,
+    process: Child,
     pub address: SocketAddr,
 }
 
@@ -62,7 +62,15 @@ impl Web {
                 eprintln!("autossm web: {line}");
             }
         });
-        Self { _process: process, address }
+        Self { process, address }
+    }
+
+    /// A figure of `/proc/PID/status`, in megabytes.
+    pub fn memory(&self, name: &str) -> u64 {
+        let pid = self.process.id().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -145,7 +145,14 @@ function look({ data }) {
 }
 /** Nothing holds any more of what its daemon has said. */
 const isLost = ({ data }) => data.lost && data.absence !== "silent";
-const since = (row) => at(row.data.lost ?? row.data.status.since);
+/** Since when; what the timeline passes over, as the service's close every hour, is no end of being up. */
+function since({ data: { lost, status, timeline } }) {
+  const from = at(lost ?? status.since);
+  const last = timeline.spans.at(-1);
+  return from && !lost && status.state === "up" && last?.[1] === "up" ? Math.min(from, last[0]) : from;
+}
+/** It was so for all of the timeline, and nobody knows for how much longer. */
+const isWhole = (row, from) => row.data.timeline.spans.length === 1 && from === row.data.timeline.spans[0][0];
 
 /** Everything of a row that its status tells. */
 function fill(row) {
@@ -175,7 +182,7 @@ const way = (status) => {
 /** Everything of a row that the clock tells. */
 function age(row) {
   const from = since(row);
-  say(row.state.children[2], from ? span(now() - from) : "");
+  say(row.state.children[2], !from ? "" : isWhole(row, from) ? "> 1 d" : span(now() - from));
   const [first, rest] = reason(row);
   const text = first + rest;
   if (row.why.dataset.is !== text) {
@@ -492,7 +499,7 @@ function summarize() {
 /** How long it has been quiet. */
 function calm(all) {
   const from = Math.max(...all.map((row) => since(row) ?? 0));
-  return from ? `${all.length > 1 ? "Without a gap" : "Without a gap"} for ${span(now() - from)}.` : "";
+  return from ? `Without a gap for ${all.every((row) => isWhole(row, since(row))) ? "more than a day" : span(now() - from)}.` : "";
 }
 function nothing(box) {
   box.replaceChildren(make("strong", {}, "There is no tunnel to show"),
