@@ -21,7 +21,7 @@ pub fn detail(status: &Status, events: &[Event], painter: Painter) -> String {
         painter.paint(status.state.word(), Colour::of_state(status.state)),
     );
     if let Some(trouble) = trouble(status) {
-        let _ = writeln!(text, "{}", painter.paint(&trouble, Colour::of_state(status.state)));
+        let _ = writeln!(text, "{}", painter.paint(&trouble, Colour::of_trouble(status.state)));
     }
     let mut fact = |name: &str, value: &str| {
         let name = painter.padded(name, Colour::Dim, NAMES);
@@ -37,7 +37,12 @@ pub fn detail(status: &Status, events: &[Event], painter: Painter) -> String {
     fact("reaches", &format!("{} → {destination}, gateway {}", status.targets.join(", "), status.gateway));
     if let Some(found) = &status.destination {
         let reason = found.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-        fact("destination", &format!("{} for {}{reason}", found.state, age(status.now.since(found.since))));
+        let ago = |at| age(status.now.since(at));
+        let probed = match (found.checked, found.took_ms) {
+            (Some(at), Some(millis)) => format!("; probed {} ago, which took {millis:.0} ms", ago(at)),
+            _ => String::new(),
+        };
+        fact("destination", &format!("{} for {}{reason}{probed}", found.state, ago(found.since)));
     }
     let daemon = &status.daemon;
     let runs = age(status.now.since(daemon.started));
@@ -61,6 +66,7 @@ pub fn detail(status: &Status, events: &[Event], painter: Painter) -> String {
         (clients.timed_out, "waited in vain"),
         (clients.refused, "refused: a limit was reached"),
         (clients.cut, "cut with their session"),
+        (clients.stalled_closed, "closed because they took nothing"),
         (clients.accept_errors, "could not be accepted"),
         (clients.gone, "went away while they waited"),
     ] {
@@ -137,6 +143,14 @@ fn of_session(session: &Session, status: &Status, painter: Painter) -> String {
                 down.failed_attempts, failure.text
             );
         }
+        if let Some(at) = down.next_attempt {
+            match u64::try_from(at.since(status.now).as_millis()) {
+                Ok(millis @ 1..) => {
+                    let _ = write!(told, "; next try in {}", took(millis));
+                }
+                _ => told.push_str("; being tried now"),
+            }
+        }
         if let Some(at) = down.gives_up {
             let _ = write!(told, "; given up in {}", age(at.since(status.now)));
         }
@@ -171,7 +185,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::control::protocol::{Interruption, Phase, State};
+    use crate::control::protocol::{Destination, Interruption, Phase, State};
     use crate::control::time::Timestamp;
 
     #[test]
@@ -191,6 +205,14 @@ mod tests {
         let held = Credentials { access_key_id: Some("ASIA1".into()), source, expiry: Expiry::At, expires };
         status.credentials = Some(held);
         status.connections.cut = 3;
+        status.connections.stalled_closed = 2;
+        status.destination = Some(Destination {
+            state: "up".into(),
+            since: ago(60),
+            reason: Some("refused".into()),
+            checked: Some(ago(4)),
+            took_ms: Some(12.3),
+        });
         status.sessions.push(Session {
             id: Some("ops-0a1b".into()),
             phase: Phase::Interrupted,
@@ -201,7 +223,7 @@ mod tests {
                 reason: "code 1000: Bye".into(),
                 failed_attempts: 2,
                 failure: Some(Failure { text: "HTTP 403".into(), ..Failure::default() }),
-                next_attempt: None,
+                next_attempt: Some(now.after(Duration::from_millis(1200))),
                 gives_up: Some(now.after(Duration::from_secs(596))),
             }),
             ..Session::default()
@@ -214,8 +236,10 @@ mod tests {
             "  credentials  ASIA1 (process), expire in 10m, at 2026-02-28T14:13:07.250Z",
             "               3 cut with their session",
             "  ops-0a1b interrupted 2h0m · plugin pid 4711 · 0 open",
-            "    down for 4s: code 1000: Bye; 2 attempts to resume it have failed, the last because: HTTP 403; given up \
-             in 9m",
+            "    down for 4s: code 1000: Bye; 2 attempts to resume it have failed, the last because: HTTP 403; next try \
+             in 1.2 s; given up in 9m",
+            "               2 closed because they took nothing",
+            "  destination  up for 1m: refused; probed 4s ago, which took 12 ms",
             "last events",
             "  2026-02-28T14:03:03.250Z  INFO interrupted",
         ] {

@@ -45,6 +45,11 @@ impl Colour {
         }
     }
 
+    /// Of what is wrong with a tunnel of this state: some of it is wrong with one that serves.
+    pub fn of_trouble(state: State) -> Self {
+        if state == State::Up { Self::Yellow } else { Self::of_state(state) }
+    }
+
     /// Of a session's phase.
     pub fn of_phase(phase: Phase) -> Self {
         match phase {

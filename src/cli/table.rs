@@ -110,7 +110,7 @@ pub fn table(tunnels: &[Row], painter: Painter, width: Option<usize>) -> String 
         let status = &row.status;
         if let Some(trouble) = row.trouble() {
             let name = painter.paint(&status.name, Colour::Bold);
-            let trouble = painter.paint(&trouble, Colour::of_state(status.state));
+            let trouble = painter.paint(&trouble, Colour::of_trouble(status.state));
             text.push_str(&format!("{name}: {trouble}\n"));
         }
     }
@@ -196,7 +196,8 @@ pub fn trouble(status: &Status) -> Option<String> {
         State::Stopped if !is_told(status) => {
             Some(format!("start it: systemctl start autossm@{}", status.name))
         }
-        State::Up | State::Unknown | State::Stopped => None,
+        State::Up => missing(status),
+        State::Unknown | State::Stopped => None,
         State::Degraded => {
             Some(status.destination.as_ref().and_then(|d| d.reason.clone()).unwrap_or_else(|| next(status)))
         }
@@ -212,6 +213,16 @@ pub fn trouble(status: &Status) -> Option<String> {
         State::Starting => reason.map(|reason| format!("trying again after: {reason}")),
         State::Stopping => Some(next(status)),
     }
+}
+
+/// What keeps a pool from having all of its sessions.
+fn missing(status: &Status) -> Option<String> {
+    let ready = status.sessions.iter().filter(|session| session.phase == Phase::Ready).count() as u64;
+    let failure = status.failure.as_ref().filter(|_| ready < status.sessions_wanted)?;
+    let next = status.next.as_ref().filter(|next| next.what == Step::Start).and_then(|_| next_step(status));
+    let next = next.map(|next| format!("; {next}")).unwrap_or_default();
+    let class = failure.class.replace('_', " ");
+    Some(format!("{ready} of {} sessions: {class}: {}{next}", status.sessions_wanted, failure.text))
 }
 
 /// `next try in 12s: target not connected: …`
@@ -242,7 +253,7 @@ pub fn next_step(status: &Status) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::protocol::{Credentials, Daemon, Next, Session};
+    use crate::control::protocol::{Credentials, Daemon, Failure, Next, Session};
     use crate::control::time::Timestamp;
 
     fn status(name: &str, state: State) -> Status {
@@ -287,6 +298,25 @@ mod tests {
         assert!(lines[3].starts_with("spare       not running  –      127.0.0.1:15432"), "{text}");
         assert_eq!(lines[4], "search: next try in 12s: target not connected: i-0 is not connected");
         assert_eq!(lines[5], "spare: start it: systemctl start autossm@spare");
+    }
+
+    #[test]
+    fn a_pool_that_lacks_sessions_says_why_though_it_is_up() {
+        let mut pool = status("pool", State::Up);
+        pool.sessions_wanted = 4;
+        pool.sessions.push(Session { phase: Phase::Ready, ..Session::default() });
+        assert_eq!(trouble(&pool), None, "the others are being started for the first time");
+        let text = "AccessDeniedException: not authorized".to_owned();
+        pool.failure = Some(Failure { class: "access".to_owned(), text, ..Failure::default() });
+        let failed = "1 of 4 sessions: access: AccessDeniedException: not authorized";
+        assert_eq!(trouble(&pool).unwrap(), failed);
+        pool.next =
+            Some(Next { at: pool.now.after(Duration::from_secs(12)), what: Step::Start, reason: None });
+        let rows = [Row { status: pool.clone(), error: None }];
+        let shown = table(&rows, Painter::plain(), None);
+        assert_eq!(shown.lines().last(), Some(&*format!("pool: {failed}; next try in 12s")));
+        pool.sessions_wanted = 1;
+        assert_eq!(trouble(&pool), None);
     }
 
     #[test]

@@ -174,7 +174,7 @@ pub struct Status {
     pub sessions: Vec<Session>,
     /// What is waited for next.
     pub next: Option<Next>,
-    /// The last failed attempt to have a session, until one serves.
+    /// The last failed attempt to have a session, until each that is wanted serves.
     pub failure: Option<Failure>,
     /// The last failure of this process, whether or not it is over.
     pub last_failure: Option<Failure>,
@@ -216,7 +216,8 @@ pub struct Daemon {
 pub enum State {
     /// New connections go through.
     Up,
-    /// New connections go through, but the destination does not answer, or a part of the sessions is missing.
+    /// New connections go through, but the destination does not answer. (A pool with sessions missing is [`Self::Up`];
+    /// see [`Status::failure`].)
     Degraded,
     /// Clients are held; the data channel is down and being resumed.
     Interrupted,
@@ -418,7 +419,7 @@ pub struct Failure {
     pub text: String,
 }
 
-/// The destination, as far as it is known.
+/// The destination, as far as it is known: where it is down, or is probed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Destination {
@@ -426,11 +427,11 @@ pub struct Destination {
     pub state: String,
     /// Since when.
     pub since: Timestamp,
-    /// What was seen.
+    /// What was seen; of one that is up: what was wrong with the last probe, if anything.
     pub reason: Option<String>,
-    /// When it was looked at last.
+    /// When it was probed last.
     pub checked: Option<Timestamp>,
-    /// How long the last look took.
+    /// How long the last probe took, the wait for its turn among the connections included.
     pub took_ms: Option<f64>,
 }
 
@@ -477,7 +478,8 @@ pub struct Connections {
     pub accepted: u64,
     /// Clients that have got a session.
     pub served: u64,
-    /// Clients that did not get what they came for: timed out, refused, cut, or closed because they took nothing.
+    /// Clients that did not get what they came for: the sum of `timed_out`, `refused`, `accept_errors`, `cut` and
+    /// `stalled_closed`.
     pub failed: u64,
     /// Clients that waited and then got a session.
     pub released: u64,
@@ -493,6 +495,8 @@ pub struct Connections {
     pub moved: u64,
     /// Connections cut in the middle, because their session or the daemon ended.
     pub cut: u64,
+    /// Connections closed because the client took nothing for `stalled_client_timeout` and was in others' way.
+    pub stalled_closed: u64,
     /// The longest wait of a client that got a session.
     pub longest_hold_ms: u64,
 }

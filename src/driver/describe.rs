@@ -108,12 +108,7 @@ impl Driver {
             failure: last_failure.clone().filter(|_| core.failure.is_some()),
             last_failure,
             failed_attempts: self.failed_in_a_row,
-            destination: core.degraded.as_ref().map(|degraded| Destination {
-                state: "down".to_owned(),
-                since: clock.at(degraded.since),
-                reason: Some(degraded.reason.clone()),
-                ..Destination::default()
-            }),
+            destination: self.destination(core),
             credentials: Some(credentials(api.and_then(|api| api.held_credentials()))),
             connections: Connections {
                 open: (clients.open as u64).saturating_sub(held),
@@ -132,6 +127,7 @@ impl Driver {
                 accept_errors: clients.accept_errors,
                 moved: clients.moved,
                 cut: clients.cut,
+                stalled_closed: clients.stalled_closed,
                 longest_hold_ms: u64::try_from(clients.longest_hold.as_millis()).unwrap_or(u64::MAX),
             },
             up_bytes: clients.bytes_up,
@@ -158,6 +154,25 @@ impl Driver {
     /// How old a round trip may be that is shown: an idle session has a keep-alive before that.
     fn round_trip_age(&self) -> Duration {
         ROUND_TRIP_AGE + self.config.keepalive.unwrap_or_default()
+    }
+
+    /// Known of one that is down, or that is probed through a session that serves.
+    fn destination(&self, core: &status::Status) -> Option<Destination> {
+        let clock = &self.clock;
+        let last = self.probed.last.as_ref();
+        let good_since = self.probed.good_since.filter(|_| core.state == status::State::Up);
+        let (state, since, reason) = match (&core.degraded, good_since) {
+            (Some(degraded), _) => ("down", clock.at(degraded.since), Some(degraded.reason.clone())),
+            (None, Some(since)) => ("up", clock.instant(since), last.and_then(|last| last.bad.clone())),
+            (None, None) => return None,
+        };
+        Some(Destination {
+            state: state.to_owned(),
+            since,
+            reason,
+            checked: last.map(|last| clock.instant(last.at)),
+            took_ms: last.map(|last| millis(last.took)),
+        })
     }
 
     fn session(&self, core: &SessionStatus) -> protocol::Session {

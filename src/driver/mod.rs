@@ -56,6 +56,7 @@ use folder::Folder;
 use leftovers::Leftovers;
 use numbers::Numbers;
 use outage::Outage;
+use probing::Probed;
 use record::Record;
 #[cfg(any(test, fuzzing))]
 pub(crate) use record::fuzz as fuzz_record;
@@ -133,6 +134,7 @@ pub struct Driver {
     stats: Arc<Stats>,
     history: Arc<History>,
     numbers: Numbers,
+    probed: Probed,
     told: Told,
     /// Attempts that failed since a session was ready.
     failed: Repeats,
@@ -205,6 +207,7 @@ impl Driver {
             stats,
             history,
             numbers: Numbers::default(),
+            probed: Probed::default(),
             told,
             failed: Repeats::new(FAILED_AGAIN, FAILURES),
             replacing: Repeats::new(FAILED_AGAIN, REPLACED),
@@ -261,6 +264,10 @@ impl Driver {
                 }
                 if other_probe {
                     self.tell_probe();
+                }
+                if other_probe || renew {
+                    // It was another destination, or asked for something else.
+                    self.probed = Probed::default();
                 }
                 Event::Configure { settings, renew }
             }
@@ -361,7 +368,10 @@ impl Driver {
             // They are all counted before anything is decided.
             Message::Connections => return Some(Event::Tick),
             Message::Answered(generation) => (generation, SessionEvent::Answered),
-            Message::Probed(generation, found) => (generation, SessionEvent::Probed(found)),
+            Message::Probed(generation, found, took) => {
+                self.probed.note(&found, took);
+                (generation, SessionEvent::Probed(found))
+            }
             Message::Stalled(generation, true) => (generation, SessionEvent::Stalled),
             Message::Stalled(generation, false) => (generation, SessionEvent::Flows),
             Message::Terminated(generation, result) => (generation, SessionEvent::Terminated(result)),
@@ -416,6 +426,7 @@ impl Driver {
         }
         let status = self.core.status();
         if status.degraded.is_some() {
+            self.probed.good_since = None;
             // Whichever session it comes through, the first answer is to be told.
             let routes = self.sessions.values().filter_map(|session| session.route.as_ref());
             routes.for_each(|route| route.doubted.store(true, Relaxed));

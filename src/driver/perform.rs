@@ -173,11 +173,12 @@ impl Driver {
         let route = self.sessions.get(&generation).and_then(|session| session.route.clone());
         let (config, probe, sender) = (self.config.clone(), self.config.probe.clone(), self.sender.clone());
         tokio::spawn(async move {
+            let began = Instant::now();
             let found = match (probe, route) {
                 (Some(probe), Some(route)) => probing::probe(config, probe, route).await,
                 _ => Found::Nothing,
             };
-            let _ = sender.send(Message::Probed(generation, found)).await;
+            let _ = sender.send(Message::Probed(generation, found, began.elapsed())).await;
         });
     }
 

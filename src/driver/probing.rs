@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use crate::config::{self, GatewayMode, Probe, ProbeKind};
@@ -14,6 +14,40 @@ use crate::tunnel::health::Found;
 
 /// The plugin's connections break before it is known that the plugin has died: how long to wait for the news.
 const NEWS: Duration = Duration::from_millis(250);
+
+/// What the probes have found, for those who look at the status.
+#[derive(Debug, Default)]
+pub(super) struct Probed {
+    /// The last one that has found something.
+    pub last: Option<Last>,
+    /// Since when the destination answers.
+    pub good_since: Option<Instant>,
+}
+
+/// One probe that is over.
+#[derive(Debug)]
+pub(super) struct Last {
+    pub at: Instant,
+    pub took: Duration,
+    /// What was wrong.
+    pub bad: Option<String>,
+}
+
+impl Probed {
+    /// A probe is over.
+    pub fn note(&mut self, found: &Found, took: Duration) {
+        let at = Instant::now();
+        let bad = match found {
+            Found::Nothing => return,
+            Found::Good => {
+                self.good_since.get_or_insert(at);
+                None
+            }
+            Found::Bad(words) | Found::Unanswered(words) => Some(words.clone()),
+        };
+        self.last = Some(Last { at, took, bad });
+    }
+}
 
 /// What came of the asking.
 enum Outcome {

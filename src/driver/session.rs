@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -39,7 +40,7 @@ pub(super) enum Message {
     /// Whether a client that does not read holds up the session.
     Stalled(Generation, bool),
     Terminated(Generation, Result<(), Failure>),
-    Probed(Generation, Found),
+    Probed(Generation, Found, Duration),
     /// A connection has had an answer, after one had none.
     Answered(Generation),
     /// The account's maximum session duration.

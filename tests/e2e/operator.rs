@@ -138,3 +138,24 @@ async fn what_is_watched_says_why_there_is_nothing_to_see() {
     watch.kill().await.unwrap();
     daemon.stop(&lab).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_that_is_answered_is_told_too() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    let probe =
+        "[tunnel.probe]\nkind = \"custom\"\nsend = \"hello\"\nexpect = \"hello\"\ninterval = \"1s\"\n";
+    let daemon = Daemon::echo(&lab, probe).await;
+    let destination = |status: &serde_json::Value| status["destination"].clone();
+    let first = daemon.status("it answers", |status| destination(status)["state"] == "up").await;
+    let first = destination(&first);
+    assert!(
+        first["took_ms"].as_f64().is_some_and(|millis| millis > 0.0) && first["reason"].is_null(),
+        "{first:#}"
+    );
+    let again = |status: &serde_json::Value| destination(status)["checked"] != first["checked"];
+    let later = destination(&daemon.status("it is probed again", again).await);
+    assert_eq!((&later["state"], &later["since"]), (&"up".into(), &first["since"]));
+    let said = daemon.say(&["status", "echo"]).await;
+    assert!(said.out.contains("  destination  up for ") && said.out.contains("; probed "), "{}", said.out);
+    daemon.stop(&lab).await;
+}
