@@ -165,7 +165,8 @@ pub enum Command {
 
     /// Print the least IAM policy for the tunnels
     ///
-    /// As JSON, for each principal: whoever autossm runs with, each profile, and each role that is assumed. Sessions with these
+    /// As JSON, for each principal: whoever autossm runs with, each profile, and each role that is assumed; on a terminal all
+    /// of them, else the one that --for chooses. Sessions with these
     /// targets and documents can be started, and one's own sessions be resumed and terminated; nothing else. Whose policy it is,
     /// what is not known and what else may be needed is said on standard error. Calls nobody and needs no credentials.
     Policy(policy::PolicyArgs),

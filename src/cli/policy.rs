@@ -4,12 +4,12 @@ mod arn;
 mod document;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{ConfigArg, EXIT_CONFIG};
+use super::{ConfigArg, EXIT_CONFIG, EXIT_USAGE};
 use crate::config::{self, Target, Tunnel};
 use arn::Place;
 use document::Policy;
@@ -26,6 +26,13 @@ pub struct PolicyArgs {
     #[arg(long, value_name = "ID", value_parser = account)]
     pub account: Option<String>,
 
+    /// Only the policy of this principal: a profile's name, a role's name or ARN, or `host`
+    ///
+    /// `host` is whoever autossm runs with, where a tunnel has no profile. Needed where there are several, and their policies go
+    /// into a file or a pipe.
+    #[arg(long = "for", value_name = "PRINCIPAL")]
+    pub principal: Option<String>,
+
     /// The configuration file.
     #[command(flatten)]
     pub config: ConfigArg,
@@ -35,13 +42,16 @@ const EXAMPLES: &str = "\
 Examples:
   autossm policy                              For every enabled tunnel
   autossm policy billing-db --account 123456789012
-  autossm policy > policy.json && aws iam put-role-policy --role-name tunnels \\
+  autossm policy --for host > policy.json && aws iam put-role-policy --role-name tunnels \\
       --policy-name autossm --policy-document file://policy.json
 
 Exit status:
   0   printed
-  2   wrong command line
+  2   wrong command line, or there are several principals and none was chosen
   78  the configuration is wrong, or has no such tunnel";
+
+/// The principal without a name.
+const HOST: &str = "host";
 
 fn account(text: &str) -> Result<String, String> {
     let good = text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -51,7 +61,7 @@ fn account(text: &str) -> Result<String, String> {
 /// Whose credentials: of a profile or of the usual chain, and the role that is assumed with them.
 type Principal<'a> = (Option<&'a str>, Option<&'a str>);
 
-/// Prints a policy for each principal, one after the other; whose it is, and what cannot be known, goes to standard error.
+/// Prints a policy, on a terminal one for each principal, one after the other; whose it is, and what cannot be known, goes to standard error.
 ///
 /// # Errors
 /// Standard output or standard error cannot be written to.
@@ -71,7 +81,23 @@ pub fn run(args: &PolicyArgs) -> io::Result<ExitCode> {
         }
     };
     let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
-    for (principal, policy) in policies(&tunnels, args.account.as_deref()) {
+    let mut policies = policies(&tunnels, args.account.as_deref());
+    let all: Vec<_> = policies.keys().map(|principal| format!("--for {}", word(*principal))).collect();
+    if let Some(wanted) = &args.principal {
+        policies.retain(|principal, _| is(*principal, wanted));
+        if policies.is_empty() {
+            writeln!(err, "error: no tunnel is run by {wanted}; there are: {}", all.join(", "))?;
+            return Ok(ExitCode::from(EXIT_USAGE));
+        }
+    }
+    if policies.len() > 1 && !io::stdout().is_terminal() {
+        writeln!(err, "error: there are several principals, each with a policy of its own; choose one:")?;
+        for choice in all {
+            writeln!(err, "  {choice}")?;
+        }
+        return Ok(ExitCode::from(EXIT_USAGE));
+    }
+    for (principal, policy) in policies {
         writeln!(err, "policy for {}:", title(principal))?;
         err.flush()?;
         match writeln!(out, "{}", policy.json()) {
@@ -103,6 +129,21 @@ fn policies<'a>(tunnels: &[&'a Tunnel], account: Option<&str>) -> BTreeMap<Princ
         (principal, Policy::new(&tunnels, account, &roles))
     };
     principals.into_iter().map(policy).collect()
+}
+
+/// What chooses it on the command line.
+fn word(principal: Principal<'_>) -> &str {
+    match principal {
+        (_, Some(role)) => role,
+        (Some(profile), None) => profile,
+        (None, None) => HOST,
+    }
+}
+
+/// Whether it was meant. A role may be named without its path and account.
+fn is(principal: Principal<'_>, wanted: &str) -> bool {
+    let name = principal.1.and_then(|role| role.rsplit('/').next());
+    word(principal) == wanted || name == Some(wanted)
 }
 
 fn title(principal: Principal<'_>) -> String {

@@ -105,3 +105,36 @@ fn policies_go_to_standard_output_and_all_else_does_not() {
     let (status, out, _) = texts(autossm(Path::new("/nonexistent/x"), &["policy"], ""));
     assert_eq!((status, out.as_str()), (Some(78), ""));
 }
+
+/// What goes into a file is one document, or nothing.
+#[test]
+fn of_several_principals_one_has_to_be_chosen() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.toml");
+    let tunnel = |name: &str, port: u16, keys: &str| {
+        format!(
+            "[[tunnel]]\nname = \"{name}\"\nlisten = \"127.0.0.1:{port}\"\ntarget = \"i-12345678\"\nremote_port = 1\n\
+             region = \"eu-west-1\"\n{keys}\n"
+        )
+    };
+    let text = tunnel("a", 1, "")
+        + &tunnel("b", 2, "profile = \"ops\"")
+        + &tunnel("c", 3, "role_arn = \"arn:aws:iam::123456789012:role/path/tunnels\"");
+    std::fs::write(&path, text).unwrap();
+    let (status, out, err) = texts(autossm(&path, &["policy"], ""));
+    assert_eq!((status, out.as_str()), (Some(2), ""), "{err}");
+    for choice in ["host", "ops", "arn:aws:iam::123456789012:role/path/tunnels"] {
+        assert!(err.contains(&format!("\n  --for {choice}\n")), "{err}");
+        let (status, out, err) = texts(autossm(&path, &["policy", "--for", choice], ""));
+        assert_eq!(status, Some(0), "{err}");
+        serde_json::from_str::<serde_json::Value>(&out).unwrap();
+        assert_eq!(err.matches("policy for ").count(), 1, "{err}");
+    }
+    let (status, out, err) = texts(autossm(&path, &["policy", "--for", "tunnels"], ""));
+    assert!(status == Some(0) && err.starts_with("policy for the role arn:aws:iam::"), "{err}");
+    assert!(out.contains("ssm:StartSession"), "{out}");
+    let (status, _, err) = texts(autossm(&path, &["policy", "--for", "nobody"], ""));
+    assert_eq!(status, Some(2));
+    assert!(err.starts_with("error: no tunnel is run by nobody; there are: --for host, "), "{err}");
+    assert_eq!(texts(autossm(&path, &["policy", "b"], "")).0, Some(0), "there is only one");
+}
