@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::EXIT_OS;
 use super::paint::print;
 use super::reach::{Reach, block_on};
 use crate::control::client::Client;
@@ -30,7 +31,8 @@ pub struct CommandArgs {
 const STATUS: &str = "\
 Exit status:
   0   taken on; `autossm wait TUNNEL` waits until it is up again, `autossm events -f TUNNEL` shows how it goes
-  69  a tunnel does not run, or is being stopped
+  69  a tunnel does not run, does not answer, or is being stopped
+  71  the daemon's reply is not understood
   77  not permitted: ask as root, or as a member of the group autossm
   78  there is no such tunnel";
 
@@ -48,7 +50,15 @@ pub fn run(args: &CommandArgs, request: &Request) -> io::Result<ExitCode> {
             };
             let (done, message) = match asked.await {
                 Ok(Reply::Done { message }) => (true, message),
-                Ok(other) => (false, format!("{tunnel}: not understood: {other:?}")),
+                Ok(other) => {
+                    code = code.max(EXIT_OS);
+                    (
+                        false,
+                        format!(
+                            "{tunnel}: not understood: {other:?}; is another version of autossm running?"
+                        ),
+                    )
+                }
                 Err(error) => {
                     let (message, failed) = args.reach.explain(tunnel, &error);
                     code = code.max(failed);

@@ -9,10 +9,9 @@ use tokio::time::{Instant, sleep};
 
 use super::paint::{age, print};
 use super::reach::{Reach, block_on};
-use super::table::trouble;
+use super::table::{Row, trouble};
 use super::{EXIT_CONFIG, EXIT_NO_PERMISSION, EXIT_NOT_UP};
 use crate::control::client;
-use crate::control::protocol::Status;
 
 /// How often it looks. A tunnel is up within 1 to 3 s of its start.
 const LOOK: Duration = Duration::from_millis(200);
@@ -64,24 +63,34 @@ async fn wait(args: &WaitArgs) -> io::Result<ExitCode> {
     loop {
         // It may come into being meanwhile, here or there.
         let answer = client::status(&args.reach.socket(&args.tunnel)).await;
-        let why = match &answer {
-            Ok(status) if status.state.serves() => return told(args, Some(status), EXIT_UP, ""),
+        let (why, row) = match answer {
             Ok(status) => {
+                let serves = status.state.serves();
                 let word = status.state.word();
-                trouble(status).map_or_else(|| word.to_owned(), |trouble| format!("{word}: {trouble}"))
+                let why =
+                    trouble(&status).map_or_else(|| word.to_owned(), |trouble| format!("{word}: {trouble}"));
+                let row = Row { status: *status, error: None };
+                if serves {
+                    return told(args, &row, EXIT_UP, "");
+                }
+                (why, row)
             }
             Err(error) => {
-                let (text, code) = args.reach.explain(&args.tunnel, error);
-                // Waiting changes nothing about these.
-                if code == EXIT_CONFIG || code == EXIT_NO_PERMISSION {
-                    return told(args, None, code, &text);
+                let (text, code) = args.reach.explain(&args.tunnel, &error);
+                let configured = args.reach.configured();
+                let tunnels = configured.as_ref().map(|config| config.tunnels.as_slice()).unwrap_or_default();
+                let tunnel = tunnels.iter().find(|tunnel| tunnel.name == args.tunnel);
+                let row = Row::unreachable(&args.tunnel, tunnel, &error, &text);
+                // Waiting changes nothing about these. A file with errors may be one that is just being written.
+                if code == EXIT_NO_PERMISSION || (code == EXIT_CONFIG && configured.is_ok()) {
+                    return told(args, &row, code, &text);
                 }
-                error.to_string()
+                (row.error.clone().unwrap_or_default(), row)
             }
         };
         if Instant::now() + LOOK > until {
             let text = format!("{}: not up after {}: {why}", args.tunnel, age(args.timeout));
-            return told(args, answer.as_deref().ok(), EXIT_NOT_UP, &text);
+            return told(args, &row, EXIT_NOT_UP, &text);
         }
         sleep(LOOK).await;
     }
@@ -89,12 +98,12 @@ async fn wait(args: &WaitArgs) -> io::Result<ExitCode> {
 
 const EXIT_UP: u8 = 0;
 
-fn told(args: &WaitArgs, status: Option<&Status>, code: u8, text: &str) -> io::Result<ExitCode> {
+fn told(args: &WaitArgs, row: &Row, code: u8, text: &str) -> io::Result<ExitCode> {
     if code != EXIT_UP {
         eprintln!("autossm: {text}");
     }
-    if let Some(status) = status.filter(|_| args.json) {
-        print(&(serde_json::to_string(status)? + "\n"))?;
+    if args.json {
+        print(&(row.json()?.to_string() + "\n"))?;
     }
     Ok(ExitCode::from(code))
 }

@@ -297,7 +297,11 @@ async fn wait_waits_for_a_daemon_that_is_yet_to_come() {
         "{}",
         too_short.err
     );
-    let unknown = say(folder.path(), &["wait", "ecko"]).await;
+    let json = say(folder.path(), &["wait", "echo", "--timeout", "0s", "--json"]).await;
+    assert_eq!((json.code, &json.json()["state"]), (1, &"stopped".into()));
+    assert!(json.json()["error"].as_str().unwrap().starts_with("not running"), "{}", json.out);
+    let unknown = say(folder.path(), &["wait", "ecko", "--json"]).await;
+    assert!(unknown.json()["error"].as_str().unwrap().contains("did you mean"), "{}", unknown.out);
     assert_eq!(unknown.code, 78, "{}", unknown.err);
 
     let mut waiting =

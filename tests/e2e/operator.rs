@@ -159,3 +159,26 @@ async fn a_probe_that_is_answered_is_told_too() {
     assert!(said.out.contains("  destination  up for ") && said.out.contains("; probed "), "{}", said.out);
     daemon.stop(&lab).await;
 }
+
+#[tokio::test]
+async fn a_reply_that_is_not_understood_is_no_success() {
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+
+    let folder = crate::daemon::folder();
+    std::fs::create_dir_all(folder.path().join("run/echo")).unwrap();
+    let socket = folder.path().join("run/echo/control.sock");
+    let listener = tokio::net::UnixListener::bind(socket).unwrap();
+    let answers = tokio::spawn(async move {
+        for _ in 0..2 {
+            let mut client = BufReader::new(listener.accept().await.unwrap().0);
+            client.read_line(&mut String::new()).await.unwrap();
+            client.get_mut().write_all(b"{\"v\":1,\"reply\":\"end\"}\n").await.unwrap();
+        }
+    });
+    let said = say(folder.path(), &["rotate", "echo"]).await;
+    assert_eq!((said.code, said.out.as_str()), (71, ""), "{}", said.err);
+    assert!(said.err.contains("echo: not understood: "), "{}", said.err);
+    let json = say(folder.path(), &["rotate", "echo", "--json"]).await;
+    assert_eq!((json.code, &json.json()["done"]), (71, &false.into()));
+    answers.await.unwrap();
+}
