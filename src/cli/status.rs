@@ -12,7 +12,7 @@ use super::detail::detail;
 use super::events::is_told;
 use super::paint::{Colour, Painter, Read, print};
 use super::reach::{NotKnown, NotKnownKind, Reach, block_on};
-use super::table::{Row, table};
+use super::table::{Row, Written, table};
 use super::{EXIT_NOT_UP, EXIT_UNAVAILABLE};
 use crate::control::client::{Client, Error};
 use crate::control::protocol::{Event, Reply, Request, State, Status};
@@ -148,6 +148,14 @@ async fn all(args: &StatusArgs) -> io::Result<Seen> {
     Ok(Seen { text, errors, code })
 }
 
+/// One tunnel and its last events.
+#[derive(Serialize)]
+struct One<'a> {
+    #[serde(flatten)]
+    row: Written<'a>,
+    events: Vec<Event>,
+}
+
 async fn one(args: &StatusArgs, tunnel: &str) -> io::Result<Seen> {
     let socket = args.reach.socket(tunnel);
     let asked: Result<_, Error> = async {
@@ -169,10 +177,7 @@ async fn one(args: &StatusArgs, tunnel: &str) -> io::Result<Seen> {
         }
     };
     let text = if args.json {
-        let mut one = row.json()?;
-        if let Some(one) = one.as_object_mut() {
-            one.insert("events".to_owned(), serde_json::to_value(&events)?);
-        }
+        let one = One { row: row.json()?, events };
         json(&one, args.watch)?
     } else if row.error.is_none() {
         detail(&row.status, &events, Painter::stdout())

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::Value;
 
 use super::paint::{Colour, Painter, age, bytes, wait};
@@ -51,27 +52,38 @@ impl Row {
         Self { status: without_daemon(name, tunnel, state), error: Some(text.to_owned()) }
     }
 
-    /// Without the fields that only a daemon can fill, where none has.
+    /// As it is written for programs: in the daemon's own words, or without the fields that only a daemon can fill.
     ///
     /// # Errors
     /// None that could happen.
-    pub fn json(&self) -> serde_json::Result<Value> {
+    pub fn json(&self) -> serde_json::Result<Written<'_>> {
+        if is_told(&self.status) {
+            return Ok(Written::Told(&self.status));
+        }
         let mut value = serde_json::to_value(&self.status)?;
-        if let Some(fields) = value.as_object_mut()
-            && !is_told(&self.status)
-        {
+        if let Some(fields) = value.as_object_mut() {
             fields.remove("since");
             fields.remove("daemon");
             if let Some(error) = &self.error {
                 fields.insert("error".to_owned(), Value::from(error.as_str()));
             }
         }
-        Ok(value)
+        Ok(Written::Known(value))
     }
 
     fn trouble(&self) -> Option<String> {
         self.error.clone().or_else(|| trouble(&self.status))
     }
+}
+
+/// One tunnel for programs.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub enum Written<'a> {
+    /// The daemon's status, as it came.
+    Told(&'a Status),
+    /// What is known without it.
+    Known(Value),
 }
 
 /// Every tunnel a row, and below them what is wrong. `width`: of the terminal, if it is one.

@@ -103,7 +103,7 @@ fn told(args: &WaitArgs, row: &Row, code: u8, text: &str) -> io::Result<ExitCode
         eprintln!("autossm: {text}");
     }
     if args.json {
-        print(&(row.json()?.to_string() + "\n"))?;
+        print(&(serde_json::to_string(&row.json()?)? + "\n"))?;
     }
     Ok(ExitCode::from(code))
 }
