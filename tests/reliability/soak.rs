@@ -129,7 +129,9 @@ async fn reload(daemon: &Daemon, times: usize, from: &str, to: &str) {
 
 async fn day(program: &Path, hour: Duration, form: &'static Form) -> Day {
     let fault_lasts = (hour / 5).min(LONGEST_FAULT);
-    let lab = Arc::new(Lab::start(Options::default()).await.unwrap());
+    // Preferences have whole minutes: of a shorter maximum they would say that there is none. It is learned then from the first end.
+    let documents_are_readable = hour * MAXIMUM_LIFE >= Duration::from_secs(60);
+    let lab = Arc::new(Lab::start(Options { documents_are_readable, ..Options::default() }).await.unwrap());
     let keys = format!("profile = \"soak\"\n{NO_ROTATION}\n{}", (form.keys)(hour));
     let daemon = run::daemon(program, &lab, Mode::Hold, form.sessions, &keys, |command, folder| {
         credentials(command, folder, SHORTEST_CREDENTIALS.max(hour / 4));
