@@ -44,6 +44,8 @@ const IDLE_BEYOND_FAULT: Duration = Duration::from_secs(15);
 const SHORTEST_IDLE: Duration = Duration::from_secs(20);
 /// The account's maximum session duration, in hours: faults end sessions every three to five hours.
 const MAXIMUM_LIFE: u32 = 3;
+/// Less than 10 s is not believed.
+const SHORTEST_LIFE: Duration = Duration::from_secs(12);
 /// Until the day begins, and when it is over.
 const NO_ROTATION: &str = "rotate = \"off\"";
 
@@ -139,7 +141,7 @@ async fn day(program: &Path, hour: Duration, form: &'static Form) -> Day {
     .await;
     let base = at_rest(&daemon).await;
     lab.set(Fault::IdleTimeout(SHORTEST_IDLE.max(fault_lasts + IDLE_BEYOND_FAULT).max(hour / 3)));
-    lab.set(Fault::MaximumLife(hour * MAXIMUM_LIFE));
+    lab.set(Fault::MaximumLife((hour * MAXIMUM_LIFE).max(SHORTEST_LIFE)));
     let rotate = (form.rotate)(hour);
     reload(&daemon, 1, NO_ROTATION, &rotate).await;
 
@@ -228,7 +230,8 @@ async fn day(program: &Path, hour: Duration, form: &'static Form) -> Day {
         ),
     );
     breach(aged == 0, "no session ever reached the account's maximum".into());
-    breach(rotated == 0, "no session was ever replaced before its time".into());
+    // One is the refused destination's.
+    breach(rotated < 2, format!("{rotated} sessions were replaced before their time"));
     breach(at_end > warm + GROWTH, format!("{at_end} kB resident, {warm} kB after {WARM_UP} h"));
     let rest_text = rest.as_ref().err().cloned().unwrap_or_default();
     breach(rest.is_err(), format!("not given back: {rest_text}"));
