@@ -16,6 +16,7 @@ mod requests;
 mod seen;
 pub mod service;
 mod session;
+mod settings;
 pub mod snapshot;
 mod targets;
 pub mod tunnels;
@@ -35,7 +36,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
 use crate::aws::sdk::Clients;
-use crate::config::{self, GatewayMode, ProbeKind};
+use crate::config::{self, GatewayMode};
 use crate::control::access::Access;
 use crate::control::place;
 use crate::control::server::{Ask, Server};
@@ -46,10 +47,8 @@ use crate::proxy::{Route, Stats};
 use crate::telemetry::history::History;
 use crate::telemetry::recorder::{HISTORY, Recorder};
 use crate::telemetry::thin::Repeats;
-use crate::tunnel::health::Probing;
-use crate::tunnel::rotation::Rotate;
 use crate::tunnel::status::State;
-use crate::tunnel::{Event, Generation, SessionEvent, Settings, Tunnel};
+use crate::tunnel::{Event, Generation, SessionEvent, Tunnel};
 use begin::{SharedTargets, tell_of_agent};
 use describe::Clock;
 use folder::Folder;
@@ -63,6 +62,7 @@ pub(crate) use record::fuzz as fuzz_record;
 use report::more;
 use requests::Told;
 use session::{Message, Session};
+use settings::{same_sessions, settings};
 use snapshot::Snapshot;
 
 /// Messages that wait for the driver. It empties this faster than anything fills it; where it does not, the senders
@@ -281,39 +281,6 @@ impl Driver {
         })
     }
 
-    /// Says once what cannot be had where TLS is not ended here.
-    fn tell_mode(&self) {
-        if self.config.gateway == GatewayMode::Observe {
-            info!(
-                tunnel = self.config.name,
-                event = "line_feeds_not_restored",
-                "gateway = \"observe\": line feeds that the plugin changes into carriage returns are not restored"
-            );
-            info!(
-                tunnel = self.config.name,
-                event = "keepalive_off",
-                "gateway = \"observe\": no keep-alives are sent, whatever `keepalive` says; the account's idle timeout ends a \
-                 session that nobody uses"
-            );
-        }
-    }
-
-    /// Warns of a probe that people would try on a server that takes it for an attack.
-    fn tell_probe(&self) {
-        let kind = match self.config.probe.as_ref().map(|probe| &probe.kind) {
-            Some(ProbeKind::Tcp) => "tcp",
-            Some(ProbeKind::Banner { .. }) => "banner",
-            _ => return,
-        };
-        warn!(
-            tunnel = self.config.name,
-            event = "probe_without_login",
-            kind,
-            "each probe of the kind {kind} is a connection without a login: a MySQL or MariaDB server locks the target out \
-             after max_connect_errors (100) of them"
-        );
-    }
-
     /// What a message means to the core, if anything.
     fn message(&mut self, message: Message) -> Option<Event> {
         let (generation, event) = match message {
@@ -473,43 +440,4 @@ fn open_control(
             None
         }
     }
-}
-
-/// The core's part of a tunnel's configuration.
-fn settings(config: &config::Tunnel) -> Settings {
-    Settings {
-        sessions: usize::from(config.sessions),
-        failover_after: config.failover_after,
-        // When only watched, a connection does not outlive its WebSocket: nothing is worth waiting for.
-        resume_for: match config.gateway {
-            GatewayMode::Hold => config.resume_for,
-            GatewayMode::Observe => config.failover_after,
-        },
-        drain: config.drain,
-        rotate: match config.rotate {
-            config::Rotate::Off => Rotate::Off,
-            config::Rotate::At(age) => Rotate::At(age),
-            config::Rotate::Auto => Rotate::Auto,
-        },
-        probing: config.probe.as_ref().map(|probe| Probing {
-            interval: probe.interval,
-            rise: probe.rise.into(),
-            fall: probe.fall.into(),
-        }),
-    }
-}
-
-/// Whether a session under one configuration is as good as one under the other.
-fn same_sessions(a: &config::Tunnel, b: &config::Tunnel) -> bool {
-    a.target == b.target
-        && a.remote_host == b.remote_host
-        && a.remote_port == b.remote_port
-        && a.gateway == b.gateway
-        && a.identity == b.identity
-        && a.stream_endpoint == b.stream_endpoint
-        && a.keepalive == b.keepalive
-        && a.document == b.document
-        && a.parameters == b.parameters
-        && a.reason == b.reason
-        && a.plugin == b.plugin
 }
