@@ -8,6 +8,7 @@ mod rotation;
 mod stalled;
 
 use super::*;
+use crate::tunnel::failure::{Class, Failure};
 use crate::tunnel::step::Step;
 use crate::tunnel::{Reason, Report};
 

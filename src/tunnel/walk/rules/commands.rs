@@ -1,6 +1,7 @@
 //! What an operator asks for: a rotation, a restart, a drain, a stop.
 
 use super::*;
+use crate::tunnel::session::Session;
 
 #[test]
 fn open_connections_have_their_grace_when_the_tunnel_stops() {

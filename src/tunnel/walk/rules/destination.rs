@@ -1,6 +1,9 @@
 //! What probes and clients' connections say of the destination.
 
 use super::*;
+use crate::tunnel::health::Found;
+use crate::tunnel::session::Phase;
+use crate::tunnel::verdict::CALM;
 
 fn probing() -> World {
     let mut world = World::new(Settings { probing: Some(PROBING), ..settings() });

@@ -1,6 +1,7 @@
 //! When a session is rotated, and what is believed of the account's limit.
 
 use super::*;
+use crate::tunnel::session::Phase;
 
 #[test]
 fn rotation_is_make_before_break() {

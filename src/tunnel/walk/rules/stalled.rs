@@ -1,7 +1,7 @@
 //! Sessions that a client that does not read has stalled.
 
 use super::*;
-use crate::tunnel::machine::SOON;
+use crate::tunnel::machine::{SOON, SURPLUS};
 
 /// Session 1 with two connections, one of whose clients does not read.
 fn stalled(settings: Settings) -> World {
