@@ -24,11 +24,12 @@
 //! New connections go to sessions that flow. A stalled one takes them only where there is no other, and none to be had
 //! soon: while its successor is being built, clients are held.
 //!
-//! [`session`] has the states of one session, [`command`] what an operator can ask, [`health`] what is believed of the
-//! destination, [`rotation`] when a session is too old.
+//! [`session`] has the states of one session, [`ending`] how they end, [`command`] what an operator can ask, [`health`]
+//! what is believed of the destination, [`rotation`] when a session is too old.
 
 mod backoff;
 pub mod command;
+mod ending;
 pub mod failure;
 pub mod health;
 mod machine;

@@ -1,7 +1,8 @@
 //! Sessions that are lost or never serve, and how soon others are begun in their place.
 
 use super::*;
-use crate::tunnel::machine::{BARELY, OPENING, TERMINATE_ATTEMPTS};
+use crate::tunnel::ending::{BARELY, TERMINATE_ATTEMPTS};
+use crate::tunnel::machine::OPENING;
 
 #[test]
 fn a_lost_plugin_is_replaced_at_once_again_and_again() {
