@@ -150,9 +150,3 @@ async fn one_that_never_answers_is_given_up_for_the_next() {
     tokio::time::sleep(Duration::from_secs(37)).await;
     assert_eq!(&*key(&source).await, "AKID3");
 }
-
-#[test]
-fn the_role_session_name_is_legal() {
-    let name = role_session_name();
-    assert!(name.starts_with("autossm-") && name.len() <= 64, "{name}");
-}
