@@ -37,22 +37,27 @@ impl Refusal {
     pub(super) fn is_of_credentials(&self) -> bool {
         let code = self.code.as_deref().unwrap_or_default();
         let code = code.strip_suffix("Exception").unwrap_or(code);
-        code.starts_with("ExpiredToken")
-            || matches!(
-                code,
-                "RequestExpired"
-                    | "UnrecognizedClient"
-                    | "InvalidSignature"
-                    | "SignatureDoesNotMatch"
-                    | "IncompleteSignature"
-                    | "InvalidClientTokenId"
-                    | "InvalidAccessKeyId"
-                    | "InvalidToken"
-                    | "InvalidIdentityToken"
-                    | "MissingAuthenticationToken"
-                    | "AuthFailure"
-            )
+        blames_credentials(code)
     }
+}
+
+/// Whether a code, without `Exception` at its end, says that these credentials are no good.
+fn blames_credentials(code: &str) -> bool {
+    code.starts_with("ExpiredToken")
+        || matches!(
+            code,
+            "RequestExpired"
+                | "UnrecognizedClient"
+                | "InvalidSignature"
+                | "SignatureDoesNotMatch"
+                | "IncompleteSignature"
+                | "InvalidClientTokenId"
+                | "InvalidAccessKeyId"
+                | "InvalidToken"
+                | "InvalidIdentityToken"
+                | "MissingAuthenticationToken"
+                | "AuthFailure"
+        )
 }
 
 impl From<Failure> for Refusal {
@@ -207,25 +212,13 @@ fn class(code: Option<&str>, status: Option<u16>) -> Class {
         | "PriorRequestNotComplete"
         | "SlowDown"
         | "ProvisionedThroughputExceeded" => Class::Throttled,
-        "ExpiredToken"
-        | "RequestExpired"
-        | "RequestTimeTooSkewed"
-        | "UnrecognizedClient"
-        | "InvalidSignature"
-        | "SignatureDoesNotMatch"
-        | "IncompleteSignature"
-        | "InvalidClientTokenId"
-        | "InvalidAccessKeyId"
-        | "InvalidToken"
-        | "InvalidIdentityToken"
-        | "MissingAuthenticationToken"
+        "RequestTimeTooSkewed"
         | "NotAuthorized"
         | "UnauthorizedOperation"
         | "Unauthorized"
-        | "AuthFailure"
         | "OptInRequired"
         | "RegionDisabled" => Class::Access,
-        other if other.starts_with("AccessDenied") || other.starts_with("ExpiredToken") => Class::Access,
+        other if other.starts_with("AccessDenied") || blames_credentials(other) => Class::Access,
         "Validation"
         | "MissingParameter"
         | "MissingAction"

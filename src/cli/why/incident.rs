@@ -77,7 +77,7 @@ pub fn incidents(events: &[Event]) -> (Vec<Incident<'_>>, usize) {
     for (at, event) in events.iter().enumerate() {
         let open = spans.last_mut().filter(|span| span.ended.is_none());
         match (event.event.as_str(), open) {
-            (history::BEGUN, None) => spans.push(Span {
+            (history::BEGUN | "bind_failed" | "config_invalid", None) => spans.push(Span {
                 from: at,
                 to: at,
                 began: event.at,
@@ -103,15 +103,6 @@ pub fn incidents(events: &[Event]) -> (Vec<Incident<'_>>, usize) {
                 first: false,
                 everyday: state(event) == "interrupted",
                 served: state(event) == "degraded",
-            }),
-            ("bind_failed" | "config_invalid", None) => spans.push(Span {
-                from: at,
-                to: at,
-                began: event.at,
-                ended: None,
-                first: !runs,
-                everyday: false,
-                served: false,
             }),
             ("lost", None) => spans.push(Span {
                 from: led_to(events, at),
