@@ -27,6 +27,7 @@ mod misuse;
 mod networks;
 mod observe;
 mod operator;
+mod packaged;
 mod page;
 mod plugin;
 mod pools;
