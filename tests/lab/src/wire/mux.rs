@@ -75,7 +75,7 @@ pub fn header(command: Command, length: u16, stream: u32) -> [u8; HEADER] {
 }
 
 /// Puts frames together again from the pieces in which they arrive. Holds at most one incomplete frame beside what
-/// was pushed since the last call of [`Decoder::next`].
+/// was pushed since the last call of [`Decoder::next_frame`].
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: BytesMut,
