@@ -163,7 +163,7 @@ pub(super) static KEYS: &[TunnelKey] = &[
         Other("`\"hold\"` or `\"observe\"`", |s, g| s.gateway = g.text(text::gateway)),
         Value("\"hold\""),
         "`hold` ends the plugin's TLS on this host, so that open connections survive the hourly close; `observe` leaves \
-         TLS alone, and replaces a session that was closed.",
+         TLS alone, where more of them are cut.",
     )
     .also(&["mode"]),
     TunnelKey::new(

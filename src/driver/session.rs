@@ -91,9 +91,6 @@ impl Session {
         sender: &mpsc::Sender<Message>,
     ) -> Result<(), Failure> {
         let Some(begun) = &self.begun else { return Ok(()) };
-        if config.gateway == GatewayMode::Observe {
-            self.ledger.stop();
-        }
         let spec = gateway::Spec {
             tunnel: config.name.clone(),
             session: begun.started.clone(),

@@ -12,15 +12,21 @@
 //! Where the frames cannot be followed because they are encrypted, the proxy asks here for its [turns](super::turns) to
 //! write, and the gateway tells of the lengths that leave the plugin.
 //!
+//! In `observe` mode the gateway tells of the data channel's closing, for which it must be [given nothing](super::handover).
+//!
 //! For probes the gateway writes down what shows that the agent is there: how often it has acknowledged something, and its
 //! end of a probe's stream.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
+use super::handover::Handover;
+use super::held::Held;
 use super::turns::Turns;
 
 /// The first client stream's number; each further one is 2 higher (smux v1).
@@ -30,7 +36,7 @@ const FIRST_STREAM: u32 = 3;
 #[derive(Debug, Default)]
 pub struct Ledger {
     inner: Mutex<Inner>,
-    /// Wakes those that wait for a stream's end.
+    /// Wakes those that wait for a stream's end, or for the data channel.
     closed: Notify,
 }
 
@@ -41,6 +47,8 @@ struct Inner {
     off: bool,
     /// The frames are encrypted.
     turns: Option<Turns>,
+    /// The gateway only observes.
+    handover: Option<Handover>,
     streams: HashMap<u32, Held>,
     /// What the agent has acknowledged.
     acknowledged: u64,
@@ -69,16 +77,6 @@ pub enum AgentEnd {
     Refused,
 }
 
-/// The bytes of one stream that the plugin still holds: one bit each, set for a line feed.
-#[derive(Debug, Default)]
-struct Held {
-    /// Bits of `words[0]` that have passed already.
-    passed: usize,
-    /// Bytes held.
-    len: usize,
-    words: VecDeque<u64>,
-}
-
 impl Ledger {
     /// An empty account, for a new session.
     pub fn new() -> Self {
@@ -94,6 +92,7 @@ impl Ledger {
         if !inner.off {
             inner.streams.insert(stream, Held::default());
         }
+        inner.touched();
         stream
     }
 
@@ -216,20 +215,86 @@ impl Ledger {
         self.lock().turns.is_some()
     }
 
+    /// The gateway only observes: nothing is written down, but from now on the plugin is given nothing while its data
+    /// channel is closed.
+    pub fn observe(&self) {
+        self.stop();
+        self.lock().handover = Some(Handover::default());
+    }
+
+    /// Whether [`Self::poll_turn`] has to be asked before each write.
+    pub fn asks_turns(&self) -> bool {
+        let inner = self.lock();
+        inner.turns.is_some() || inner.handover.is_some()
+    }
+
     /// How many of `bytes` bytes may be written to the plugin now, in one write: all of them, but in turns fewer, and
-    /// only when it is this stream's turn; the task is woken then.
+    /// only when it is this stream's turn, and none while it must be given nothing; the task is woken then.
     pub fn poll_turn(&self, cx: &Context<'_>, stream: u32, bytes: usize) -> Poll<usize> {
-        match &mut self.lock().turns {
-            Some(turns) => turns.poll(cx, stream, bytes),
-            None => Poll::Ready(bytes),
+        let Inner { turns, handover, .. } = &mut *self.lock();
+        match (turns, handover) {
+            (Some(turns), _) => turns.poll(cx, stream, bytes),
+            (None, Some(handover)) => handover.poll(cx, stream, Instant::now()).map(|()| bytes),
+            (None, None) => Poll::Ready(bytes),
         }
     }
 
     /// The stream wants to write no more. `lost`: what was written last, or not written after all, will not leave the
     /// plugin.
     pub fn leave(&self, stream: u32, lost: bool) {
-        if let Some(turns) = &mut self.lock().turns {
+        let mut inner = self.lock();
+        if let Some(turns) = &mut inner.turns {
             turns.leave(stream, lost);
+        }
+        if let Some(handover) = &mut inner.handover {
+            handover.leave(stream);
+        }
+    }
+
+    /// A connection to the plugin is about to be closed.
+    pub fn hang_up(&self) {
+        self.lock().touched();
+    }
+
+    /// Where the gateway only observes: the plugin has sent something on its data channel.
+    pub fn plugin_sent(&self) {
+        if let Some(handover) = &mut self.lock().handover {
+            handover.sent(Instant::now());
+        }
+    }
+
+    /// The same: for how long the plugin has sent nothing of what it was given.
+    pub fn owed_for(&self) -> Duration {
+        let inner = self.lock();
+        inner.handover.as_ref().map_or(Duration::ZERO, |handover| handover.owes_for(Instant::now()))
+    }
+
+    /// The same: the plugin's data channel is closed. Returns whether that has caught it with something to send.
+    pub fn shut(&self) -> bool {
+        self.lock().handover.as_mut().is_some_and(|handover| handover.shut(Instant::now()))
+    }
+
+    /// The same: it is open again.
+    pub fn reopen(&self) {
+        if let Some(handover) = &mut self.lock().handover {
+            handover.open();
+        }
+        self.closed.notify_waiters();
+    }
+
+    /// Whether the plugin must be given nothing, no connection either, until [`Self::reopen`].
+    pub fn is_shut(&self) -> bool {
+        self.lock().handover.as_ref().is_some_and(Handover::is_shut)
+    }
+
+    /// Waits until the plugin may be given something.
+    pub async fn until_open(&self) {
+        loop {
+            let changed = self.closed.notified();
+            if !self.is_shut() {
+                return;
+            }
+            changed.await;
         }
     }
 
@@ -289,48 +354,26 @@ impl Ledger {
     }
 }
 
+impl Inner {
+    fn touched(&mut self) {
+        if let Some(handover) = &mut self.handover {
+            handover.touched(Instant::now());
+        }
+    }
+}
+
 impl Default for Inner {
     fn default() -> Self {
         Self {
             next_stream: FIRST_STREAM,
             off: false,
             turns: None,
+            handover: None,
             streams: HashMap::new(),
             acknowledged: 0,
             agent_frames: AgentFrames::Unreadable,
             awaited: HashMap::new(),
         }
-    }
-}
-
-impl Held {
-    fn push(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            let bit = self.passed + self.len;
-            if bit / 64 == self.words.len() {
-                self.words.push_back(0);
-            }
-            if *byte == b'\n'
-                && let Some(word) = self.words.get_mut(bit / 64)
-            {
-                *word |= 1 << (bit % 64);
-            }
-            self.len += 1;
-        }
-    }
-
-    fn pass(&mut self, bytes: usize) -> bool {
-        let bytes = bytes.min(self.len);
-        if bytes == 0 {
-            return false;
-        }
-        let last = self.passed + bytes - 1;
-        let line_feed = self.words.get(last / 64).is_some_and(|word| word >> (last % 64) & 1 == 1);
-        self.len -= bytes;
-        self.passed += bytes;
-        self.words.drain(..(self.passed / 64).min(self.words.len()));
-        self.passed %= 64;
-        line_feed
     }
 }
 

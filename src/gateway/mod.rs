@@ -14,6 +14,8 @@ mod breach;
 mod channel;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod handover;
+mod held;
 mod input;
 pub mod ledger;
 mod link;
@@ -83,7 +85,7 @@ pub struct Spec {
 }
 
 /// What the gateway tells of its session. In `observe` mode only `ChannelOpened` and `ChannelClosed` are seen, each
-/// time that the plugin has opened and closed its data channel.
+/// time that the plugin has opened and closed its data channel, and `PluginHung`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The data channel to the service is open for the first time.
@@ -224,14 +226,19 @@ impl Gateway {
                 tasks.spawn(channel.run(attached).instrument(span.clone()));
                 Mode::Hold { authority, local_api }
             }
-            GatewayMode::Observe => Mode::Observe {
-                stream_host: Endpoint::of_url(&spec.session.stream_url).map(|e| e.host).unwrap_or_default(),
-                stream_endpoint: spec.stream_endpoint,
-                kms_endpoint: spec.kms_endpoint,
-                network: spec.network,
-                api: spec.api,
-                channels: observe::Channels::new(events),
-            },
+            GatewayMode::Observe => {
+                spec.ledger.observe();
+                Mode::Observe {
+                    stream_host: Endpoint::of_url(&spec.session.stream_url)
+                        .map(|e| e.host)
+                        .unwrap_or_default(),
+                    stream_endpoint: spec.stream_endpoint,
+                    kms_endpoint: spec.kms_endpoint,
+                    network: spec.network,
+                    api: spec.api,
+                    channels: observe::Channels::new(events, spec.ledger),
+                }
+            }
         };
         tasks.spawn(Proxy { secret, endpoints, mode }.run(listener).instrument(span));
         Ok(Self { access, tasks })

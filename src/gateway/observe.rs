@@ -10,16 +10,19 @@
 //!   │── the token ─────────────────►│   another one after that: the data channel is open
 //! ```
 //! A connection alone is none: an upgrade that is refused or never answered looks like it, and a client that is sent to
-//! the plugin then has its first byte end the plugin.
+//! the plugin then has its first byte end the plugin. For the same reason the proxy is told before anybody else when the
+//! channel is closed, and a plugin that was caught by that with something to send is given up.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::sync::mpsc;
 
 use super::Event;
+use super::ledger::Ledger;
 use super::link::Connection;
 use crate::network;
 
@@ -31,6 +34,10 @@ const RECORD_HEADER: usize = 5;
 /// The end of a handshake and the goodbye are records of data too in TLS 1.3, but have less than this; the upgrade's
 /// request and the message with the token have more.
 const LONG: usize = 150;
+/// A plugin that for so long sends nothing of what clients have given it, on an open data channel, sends nothing more. The
+/// pause that it makes itself after each message is 1 ms.
+const DEAF: Duration = Duration::from_secs(15);
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What is told of one session's data channels.
 pub struct Channels {
@@ -38,12 +45,14 @@ pub struct Channels {
     /// Counts the connections made for data channels. The plugin may leave an old one to itself: its end says nothing
     /// about a newer one.
     latest: AtomicU64,
+    /// What the proxy gives to the plugin.
+    ledger: Arc<Ledger>,
 }
 
 impl Channels {
-    /// Tells `events`.
-    pub fn new(events: mpsc::Sender<Event>) -> Arc<Self> {
-        Arc::new(Self { events, latest: AtomicU64::new(0) })
+    /// Tells `events`, and the proxy by way of the ledger.
+    pub fn new(events: mpsc::Sender<Event>, ledger: Arc<Ledger>) -> Arc<Self> {
+        Arc::new(Self { events, latest: AtomicU64::new(0), ledger })
     }
 }
 
@@ -62,7 +71,7 @@ pub async fn pass(plugin: impl Connection, service: impl Connection) {
 /// plugin that has given up leaves its own open for ever.
 pub async fn channel(plugin: impl Connection, service: impl Connection, channels: &Channels) {
     let number = channels.latest.fetch_add(1, Relaxed) + 1;
-    let watch = Watch { channels, number, seen: Mutex::default() };
+    let watch = Watch { channels, number, seen: Mutex::default(), held_up: AtomicBool::new(false) };
     let (mut plugin_reader, mut plugin_writer) = split(plugin);
     let (mut service_reader, mut service_writer) = split(service);
     let up = async {
@@ -73,7 +82,10 @@ pub async fn channel(plugin: impl Connection, service: impl Connection, channels
         let result = copy(&mut service_reader, &mut plugin_writer, Some((&watch, From::Service))).await;
         watch.ended(result).await;
     };
-    tokio::join!(up, down);
+    tokio::select! {
+        _ = async { tokio::join!(up, down) } => {}
+        () = watch.for_deafness() => {}
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -87,20 +99,61 @@ struct Watch<'a> {
     channels: &'a Channels,
     number: u64,
     seen: Mutex<Seen>,
+    /// The service takes nothing more at the moment, so that nothing is read from the plugin.
+    held_up: AtomicBool,
 }
 
 impl Watch<'_> {
+    /// Bytes have been read.
+    fn came(&self, from: From) {
+        if matches!(from, From::Plugin) {
+            self.channels.ledger.plugin_sent();
+            self.held_up.store(true, Relaxed);
+        }
+    }
+
+    /// They have been passed on.
     async fn passed(&self, from: From, bytes: &[u8]) {
+        if matches!(from, From::Plugin) {
+            self.held_up.store(false, Relaxed);
+        }
         if self.seen().passed(from, bytes) {
+            if self.is_latest() {
+                self.channels.ledger.reopen();
+            }
             self.tell(Event::ChannelOpened).await;
         }
     }
 
     async fn ended(&self, result: io::Result<()>) {
         if !std::mem::replace(&mut self.seen().ended, true) {
+            let caught = self.is_latest() && self.channels.ledger.shut();
             let reason = result.map_or_else(|error| network::words(&error), |()| "closed".to_owned());
-            self.tell(Event::ChannelClosed { code: None, reason }).await;
+            self.tell(match caught {
+                true => Event::PluginHung {
+                    reason: format!("it was sending when its data channel was closed ({reason})"),
+                },
+                false => Event::ChannelClosed { code: None, reason },
+            })
+            .await;
         }
+    }
+
+    /// Looks for a plugin that has stopped sending. Never returns.
+    async fn for_deafness(&self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let open = { self.seen().is_open() } && self.is_latest() && !self.held_up.load(Relaxed);
+            if open && self.channels.ledger.owed_for() >= DEAF {
+                let reason = format!("for {} s it has sent nothing of what clients send", DEAF.as_secs());
+                self.tell(Event::PluginHung { reason }).await;
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    fn is_latest(&self) -> bool {
+        self.channels.latest.load(Relaxed) == self.number
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -108,7 +161,7 @@ impl Watch<'_> {
     }
 
     async fn tell(&self, event: Event) {
-        if self.channels.latest.load(Relaxed) == self.number {
+        if self.is_latest() {
             // Without a receiver the session is about to be closed.
             let _ = self.channels.events.send(event).await;
         }
@@ -129,6 +182,9 @@ async fn copy(
             Err(error) => break Err(error),
         };
         let bytes = buffer.get(..read).unwrap_or_default();
+        if let Some((watch, from)) = watch {
+            watch.came(from);
+        }
         if let Err(error) = to.write_all(bytes).await {
             break Err(error);
         }
@@ -150,6 +206,10 @@ struct Seen {
 }
 
 impl Seen {
+    fn is_open(&self) -> bool {
+        self.stage == Stage::Open && !self.ended
+    }
+
     /// Returns whether the data channel is open with these bytes.
     fn passed(&mut self, from: From, bytes: &[u8]) -> bool {
         self.stage = match (self.stage, from) {

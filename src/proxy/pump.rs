@@ -383,7 +383,7 @@ impl<'a> Flow<'a> {
                 }
                 Ok(bytes) => {
                     self.ledger.write(self.stream, bytes);
-                    let sent = match self.ledger.takes_turns() {
+                    let sent = match self.ledger.asks_turns() {
                         true => 0,
                         false => self.sent(written(self.plugin.try_write(bytes))),
                     };

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::TcpStream;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::client::set_options;
@@ -82,7 +82,7 @@ impl Route {
     /// Connects to the plugin, when those that came before have been connected.
     pub(super) async fn connect(self: &Arc<Self>) -> io::Result<Link> {
         let open = Open::new(Arc::clone(self));
-        let turn = Arc::clone(&self.connecting).lock_owned().await;
+        let turn = self.turn().await?;
         // From here on the plugin may see the connection whether or not its client stays: it must be waited for before
         // the next one is begun, or the two could be accepted in either order. A task of its own does so.
         let connected = tokio::spawn(async move {
@@ -98,7 +98,7 @@ impl Route {
     /// # Errors
     /// The plugin refuses it.
     pub async fn probe(self: &Arc<Self>) -> io::Result<Tap> {
-        let (route, turn) = (Arc::clone(self), Arc::clone(&self.connecting).lock_owned().await);
+        let (route, turn) = (Arc::clone(self), self.turn().await?);
         let connected = tokio::spawn(async move {
             let _turn = turn;
             let mut told = false;
@@ -107,6 +107,15 @@ impl Route {
             Ok(Tap::new(plugin, stream, Arc::clone(&route.ledger), told))
         });
         connected.await.map_err(io::Error::other)?
+    }
+
+    /// The right to connect, which a plugin that must be given nothing has for nobody.
+    async fn turn(&self) -> io::Result<OwnedMutexGuard<()>> {
+        let turn = Arc::clone(&self.connecting).lock_owned().await;
+        if self.ledger.is_shut() {
+            return Err(io::Error::new(ErrorKind::NotConnected, "its data channel is closed"));
+        }
+        Ok(turn)
     }
 
     /// A connection has had its first byte from the destination.
@@ -193,6 +202,7 @@ pub(super) struct Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
+        self.route().ledger.hang_up();
         if self.half_closed.load(Relaxed) {
             self.open.0.half_closed.fetch_sub(1, Relaxed);
         }

@@ -1,6 +1,6 @@
 //! Every kind of event: its word, its fixed id in the journal, and what it means.
 //!
-//! `journalctl -x` shows the explanation beneath a line, from the file that [`file`] makes of this table.
+//! `journalctl -x` shows the explanation beneath a line, from the file that [`file()`] makes of this table.
 
 /// One kind of event.
 #[derive(Debug)]
@@ -299,7 +299,8 @@ pub static ENTRIES: &[Entry] = &[
                MemoryMax= of the unit, an operator. If nobody did and it happens again, please report it.\n\n\
                plugin exited: if it happens again, run with --log-level debug to see what it says.\n\n\
                plugin hangs: nothing, if it was once: it was killed and replaced. If it happens again, look\n\
-               whether the host is short of CPU or memory, or somebody stops the process.\n\n\
+               whether the host is short of CPU or memory, or somebody stops the process. With\n\
+               `gateway = \"observe\"` it happens when an hourly close meets the plugin sending.\n\n\
                terminated: somebody has ended the session with TerminateSession or in the console; CloudTrail\n\
                has the name.\n\n\
                idle timeout: the account ends sessions through which nothing flows. Set `keepalive`. Where\n\
