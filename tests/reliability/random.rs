@@ -109,9 +109,8 @@ fn step(dice: &mut StdRng, mode: Mode) -> Step {
         16 => begin(Fault::AgentAway),
         17 => begin(Fault::MaximumLife(Duration::from_secs(dice.random_range(2..10)))),
         18 => Step::Garbage,
-        // It has the session replaced. In observe mode the plugin of a session that gets no new clients hangs, instead of ending, when it is
-        // interrupted while an old one sends.
-        19 if mode == Mode::Hold => begin(Fault::DestinationRefused),
+        // It has the session replaced.
+        19 => begin(Fault::DestinationRefused),
         // Longer than what is between two keep-alives, or clients; not than what keeps both from coming through.
         20 => begin(Fault::IdleTimeout(Duration::from_secs(dice.random_range(5..20)))),
         21 => begin(Fault::Clock(dice.random_range(-900..900))),
