@@ -68,6 +68,7 @@ pub(super) fn write(tunnel: &str, session: &str, target: &str, report: &Report, 
                 Reason::Configuration => "the configuration has changed",
                 Reason::Destination => "the destination cannot be reached; its name is resolved anew",
                 Reason::ForeignConnection => "another process has connected to the plugin's port",
+                Reason::Unheeded => "its plugin does not acknowledge what the agent sends again",
                 Reason::Requested => "somebody has asked for it",
                 Reason::Stalled => "a client that does not read holds it up",
                 Reason::Unanswered => {

@@ -206,6 +206,7 @@ impl Session {
             gateway::Event::DestinationFailed => Some(SessionEvent::DestinationFailed),
             gateway::Event::LostTrack | gateway::Event::RetryIn(_) => None,
             gateway::Event::ForeignConnection => Some(SessionEvent::ForeignConnection),
+            gateway::Event::Unheeded => Some(SessionEvent::Unheeded),
         }
     }
 

@@ -85,7 +85,7 @@ pub struct Spec {
 }
 
 /// What the gateway tells of its session. In `observe` mode only `ChannelOpened` and `ChannelClosed` are seen, each
-/// time that the plugin has opened and closed its data channel, and `PluginHung`.
+/// time that the plugin has opened and closed its data channel, and `PluginHung` and `Unheeded`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The data channel to the service is open for the first time.
@@ -155,6 +155,8 @@ pub enum Event {
     /// Something other than the proxy has connected to the plugin's port, so that connections can no longer be
     /// matched to mux streams and lone line feeds not be repaired, nor keep-alives be sent.
     ForeignConnection,
+    /// In `observe` mode: the agent sends something again and again, and the plugin does not acknowledge it any more.
+    Unheeded,
 }
 
 /// What the plugin's process needs in order to go through a gateway.

@@ -14,12 +14,13 @@
 //! channel is closed, and a plugin that was caught by that with something to send is given up.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::Event;
 use super::ledger::Ledger;
@@ -38,6 +39,11 @@ const LONG: usize = 150;
 /// pause that it makes itself after each message is 1 ms.
 const DEAF: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_secs(1);
+/// An agent sends its oldest message again, every second at the least, until that is acknowledged; a plugin that has it already
+/// does not acknowledge it a second time. So many long records of the service …
+const REPEATED: usize = 10;
+/// … in so long a time in which the plugin has sent nothing are that message: a plugin that is well answers what is new.
+const HEEDLESS: Duration = Duration::from_secs(15);
 
 /// What is told of one session's data channels.
 pub struct Channels {
@@ -71,7 +77,7 @@ pub async fn pass(plugin: impl Connection, service: impl Connection) {
 /// plugin that has given up leaves its own open for ever.
 pub async fn channel(plugin: impl Connection, service: impl Connection, channels: &Channels) {
     let number = channels.latest.fetch_add(1, Relaxed) + 1;
-    let watch = Watch { channels, number, seen: Mutex::default(), held_up: AtomicBool::new(false) };
+    let watch = Watch { channels, number, seen: Mutex::default() };
     let (mut plugin_reader, mut plugin_writer) = split(plugin);
     let (mut service_reader, mut service_writer) = split(service);
     let up = async {
@@ -84,11 +90,11 @@ pub async fn channel(plugin: impl Connection, service: impl Connection, channels
     };
     tokio::select! {
         _ = async { tokio::join!(up, down) } => {}
-        () = watch.for_deafness() => {}
+        () = watch.look() => {}
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum From {
     Plugin,
     Service,
@@ -99,24 +105,19 @@ struct Watch<'a> {
     channels: &'a Channels,
     number: u64,
     seen: Mutex<Seen>,
-    /// The service takes nothing more at the moment, so that nothing is read from the plugin.
-    held_up: AtomicBool,
 }
 
 impl Watch<'_> {
     /// Bytes have been read.
     fn came(&self, from: From) {
-        if matches!(from, From::Plugin) {
+        if from == From::Plugin {
             self.channels.ledger.plugin_sent();
-            self.held_up.store(true, Relaxed);
         }
+        self.seen().came(from, Instant::now());
     }
 
     /// They have been passed on.
     async fn passed(&self, from: From, bytes: &[u8]) {
-        if matches!(from, From::Plugin) {
-            self.held_up.store(false, Relaxed);
-        }
         if self.seen().passed(from, bytes) {
             if self.is_latest() {
                 self.channels.ledger.reopen();
@@ -139,15 +140,22 @@ impl Watch<'_> {
         }
     }
 
-    /// Looks for a plugin that has stopped sending. Never returns.
-    async fn for_deafness(&self) {
+    /// Looks now and then whether the plugin still does its part. Never returns.
+    async fn look(&self) {
+        let mut heeds = true;
         loop {
             tokio::time::sleep(LOOK).await;
-            let open = { self.seen().is_open() } && self.is_latest() && !self.held_up.load(Relaxed);
-            if open && self.channels.ledger.owed_for() >= DEAF {
+            let (sends, heedless) = {
+                let seen = self.seen();
+                (seen.is_open() && !seen.is_held_up(From::Plugin), seen.is_heedless(Instant::now()))
+            };
+            if sends && self.is_latest() && self.channels.ledger.owed_for() >= DEAF {
                 let reason = format!("for {} s it has sent nothing of what clients send", DEAF.as_secs());
                 self.tell(Event::PluginHung { reason }).await;
                 return std::future::pending().await;
+            }
+            if heedless && std::mem::take(&mut heeds) {
+                self.tell(Event::Unheeded).await;
             }
         }
     }
@@ -201,7 +209,14 @@ async fn copy(
 #[derive(Debug, Default)]
 struct Seen {
     stage: Stage,
-    records: Records,
+    plugins: Records,
+    services: Records,
+    /// Bytes were read from there and are not passed on yet: nothing more is read.
+    held_up: Vec<From>,
+    /// When the plugin sent something last.
+    sent: Option<Instant>,
+    /// Long records of the service since then.
+    unheeded: usize,
     ended: bool,
 }
 
@@ -210,18 +225,40 @@ impl Seen {
         self.stage == Stage::Open && !self.ended
     }
 
+    fn is_held_up(&self, from: From) -> bool {
+        self.held_up.contains(&from)
+    }
+
+    /// Whether the agent sends something again and again that the plugin does not acknowledge.
+    fn is_heedless(&self, now: Instant) -> bool {
+        let silent = self.sent.is_some_and(|sent| now.saturating_duration_since(sent) >= HEEDLESS);
+        self.is_open() && self.held_up.is_empty() && silent && self.unheeded >= REPEATED
+    }
+
+    fn came(&mut self, from: From, now: Instant) {
+        self.held_up.push(from);
+        if from == From::Plugin {
+            (self.sent, self.unheeded) = (Some(now), 0);
+        }
+    }
+
     /// Returns whether the data channel is open with these bytes.
     fn passed(&mut self, from: From, bytes: &[u8]) -> bool {
+        self.held_up.retain(|other| *other != from);
+        let long = match from {
+            From::Plugin => self.plugins.long(bytes),
+            From::Service => self.services.long(bytes),
+        };
         self.stage = match (self.stage, from) {
+            (Stage::Connected, From::Plugin) if long > 0 => Stage::Asked,
             (Stage::Asked, From::Service) => Stage::Answered,
-            (Stage::Connected, From::Plugin) if self.records.has_long(bytes) => Stage::Asked,
-            (Stage::Asked, From::Plugin) => {
-                self.records.has_long(bytes);
-                Stage::Asked
-            }
-            (Stage::Answered, From::Plugin) if self.records.has_long(bytes) => {
+            (Stage::Answered, From::Plugin) if long > 0 => {
                 self.stage = Stage::Open;
                 return !self.ended;
+            }
+            (Stage::Open, From::Service) => {
+                self.unheeded += long;
+                Stage::Open
             }
             (stage, _) => stage,
         };
@@ -250,9 +287,9 @@ struct Records {
 }
 
 impl Records {
-    /// Whether a long record of data begins in these bytes.
-    fn has_long(&mut self, mut bytes: &[u8]) -> bool {
-        let mut found = false;
+    /// How many long records of data begin in these bytes.
+    fn long(&mut self, mut bytes: &[u8]) -> usize {
+        let mut found = 0;
         while !bytes.is_empty() {
             if self.rest > 0 {
                 let passed = self.rest.min(bytes.len());
@@ -265,7 +302,7 @@ impl Records {
             bytes = tail;
             if let [kind, _, _, high, low] = self.header[..] {
                 self.rest = usize::from(u16::from_be_bytes([high, low]));
-                found |= kind == DATA && self.rest >= LONG;
+                found += usize::from(kind == DATA && self.rest >= LONG);
                 self.header.clear();
             }
         }
@@ -292,14 +329,15 @@ mod tests {
             cuts in proptest::collection::vec(1..700usize, 1..50),
         ) {
             let stream: Vec<u8> = lengths.iter().flat_map(|(kind, length)| record(*kind, *length)).collect();
-            let long = lengths.iter().any(|(kind, length)| *kind == DATA && usize::from(*length) >= LONG);
-            let (mut records, mut rest, mut found) = (Records::default(), &stream[..], false);
+            let is_long = |(kind, length): &&(u8, u16)| *kind == DATA && usize::from(*length) >= LONG;
+            let long = lengths.iter().filter(is_long).count();
+            let (mut records, mut rest, mut found) = (Records::default(), &stream[..], 0);
             for cut in cuts.iter().cycle() {
                 if rest.is_empty() {
                     break;
                 }
                 let (piece, tail) = rest.split_at((*cut).min(rest.len()));
-                found |= records.has_long(piece);
+                found += records.long(piece);
                 rest = tail;
             }
             prop_assert_eq!(found, long);

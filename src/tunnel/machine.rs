@@ -323,6 +323,7 @@ impl Tunnel {
             }
             SessionEvent::Probed(found) => self.probed(generation, found, random, actions),
             SessionEvent::ForeignConnection => session.expired = Some(Reason::ForeignConnection),
+            SessionEvent::Unheeded => session.expired = Some(Reason::Unheeded),
             SessionEvent::Connections(open) => session.open = open,
             SessionEvent::Stalled => {
                 let serves = matches!(session.phase, Phase::Ready | Phase::Retired { .. });

@@ -93,6 +93,8 @@ pub enum Reason {
     Stalled,
     /// Its probes get no answer, and nothing shows that its agent is there.
     Unanswered,
+    /// Its plugin does not acknowledge what the agent sends again: with one more loss nothing comes from the agent any more.
+    Unheeded,
 }
 
 /// What happened.
@@ -176,6 +178,8 @@ pub enum SessionEvent {
     Probed(Found),
     /// Somebody else has connected to the plugin's port.
     ForeignConnection,
+    /// The plugin does not acknowledge what the agent sends again.
+    Unheeded,
     /// So many connections are open on it now.
     Connections(usize),
     /// A client of it does not read, and as much is kept for it as may be: the plugin will soon be able to give nothing to

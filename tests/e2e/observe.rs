@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use autossm_lab::Lab;
-use autossm_lab::fault::{ApiFault, Call, Fault, UpgradeFault};
+use autossm_lab::fault::{ApiFault, Call, Fault, Loss, UpgradeFault};
 use autossm_lab::options::Options;
 use nix::sys::signal::{Signal, kill};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -222,6 +222,32 @@ async fn a_plugin_that_is_caught_sending_is_replaced_at_once() {
     assert!(lost.text.contains("it was sending when its data channel was closed"), "{}", lost.text);
     echo(&daemon).await;
     println!("observe, caught sending: served again after {:.1} s", began.elapsed().as_secs_f64());
+    daemon.stop(&lab).await;
+}
+
+/// When an acknowledgement is lost the plugin ignores what the agent sends again, and with one more loss nothing comes from the agent any
+/// more. What is open goes on as long as it can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugin_that_does_not_acknowledge_any_more_is_replaced() {
+    let lab = lab().await;
+    let daemon = observing(&lab).await;
+    let mut open = TcpStream::connect(daemon.address).await.unwrap();
+    exchange(&mut open).await;
+    let loss = Fault::LostMessages(Loss { acknowledgements_in: 1.0, ..Loss::default() });
+    let before = lab.status().resent;
+    lab.set(loss);
+    exchange(&mut open).await;
+    lab.wait_for("a message sent again", PATIENCE, |status| status.resent > before).await.unwrap();
+    lab.clear(loss);
+    exchange(&mut open).await;
+    let began = Instant::now();
+    let replacing = daemon.event("replacing").await;
+    println!("observe, acknowledges no more: noticed after {:.1} s", began.elapsed().as_secs_f64());
+    assert!(replacing.text.contains("does not acknowledge what the agent sends again"), "{}", replacing.text);
+    daemon.event("retired").await;
+    exchange(&mut open).await;
+    echo(&daemon).await;
+    assert_eq!(lab.status().start.processed, 2);
     daemon.stop(&lab).await;
 }
 

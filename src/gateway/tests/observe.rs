@@ -96,6 +96,29 @@ async fn observe_notices_a_plugin_that_lets_bytes_lie() {
     assert!((15..18).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
 }
 
+/// The agent's acknowledgements answer what the plugin sends; what comes when it sends nothing is something else.
+#[tokio::test]
+async fn observe_notices_a_plugin_that_does_not_acknowledge_any_more() {
+    for (answers, told) in [(true, false), (false, true)] {
+        let mut bench = Bench::new(GatewayMode::Observe).await;
+        let (mut plugin, mut service) = opened(&mut bench).await;
+        // Some of what is sent again: a TLS record each.
+        for _ in 0..12 {
+            service.write_all(&[b'x'; 300]).await.unwrap();
+            service.flush().await.unwrap();
+            plugin.read_exact(&mut [0; 300]).await.unwrap();
+        }
+        if answers {
+            plugin.write_all(b"acknowledged").await.unwrap();
+            service.read_exact(&mut [0; 12]).await.unwrap();
+        }
+        tokio::time::pause();
+        let event = tokio::time::timeout(Duration::from_secs(60), bench.events.recv()).await;
+        assert_eq!(event.ok().flatten(), told.then_some(Event::Unheeded));
+        tokio::time::resume();
+    }
+}
+
 #[tokio::test]
 async fn observe_passes_tls_on_and_watches_the_data_channel() {
     let mut bench = Bench::new(GatewayMode::Observe).await;
