@@ -92,7 +92,9 @@ impl Ledger {
         if !inner.off {
             inner.streams.insert(stream, Held::default());
         }
-        inner.touched();
+        if let Some(handover) = &mut inner.handover {
+            handover.begin(stream, Instant::now());
+        }
         stream
     }
 
@@ -103,6 +105,9 @@ impl Ledger {
             inner.next_stream = stream;
         }
         inner.streams.remove(&stream);
+        if let Some(handover) = &mut inner.handover {
+            handover.leave(stream);
+        }
     }
 
     /// The agent has acknowledged something new.
@@ -251,15 +256,37 @@ impl Ledger {
         }
     }
 
-    /// A connection to the plugin is about to be closed.
-    pub fn hang_up(&self) {
-        self.lock().touched();
+    /// What was to be written was not taken: the turn is another one's.
+    pub fn pass_turn(&self, stream: u32) {
+        if let Some(turns) = &mut self.lock().turns {
+            turns.leave(stream, true);
+        }
     }
 
-    /// Where the gateway only observes: the plugin has sent something on its data channel.
-    pub fn plugin_sent(&self) {
+    /// Where the gateway only observes: a connection to the plugin is about to be closed. Returns whether it must be kept until
+    /// [`Self::until_open`].
+    pub fn hang_up(&self) -> bool {
+        self.lock().handover.as_mut().is_some_and(|handover| {
+            handover.touched(Instant::now());
+            handover.is_shut()
+        })
+    }
+
+    /// The same: something of this stream has come from the plugin.
+    pub fn serves(&self, stream: u32) {
         if let Some(handover) = &mut self.lock().handover {
-            handover.sent(Instant::now());
+            handover.serves(stream);
+        }
+    }
+
+    /// The same: the plugin has sent a message on its data channel; a full one, which others may follow.
+    pub fn plugin_sent(&self, full: bool) {
+        if let Some(handover) = &mut self.lock().handover {
+            let now = Instant::now();
+            handover.sent(now);
+            if full {
+                handover.touched(now);
+            }
         }
     }
 
@@ -351,14 +378,6 @@ impl Ledger {
     /// A poisoned lock is taken all the same: every method leaves the account whole.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Inner {
-    fn touched(&mut self) {
-        if let Some(handover) = &mut self.handover {
-            handover.touched(Instant::now());
-        }
     }
 }
 

@@ -35,6 +35,10 @@ const RECORD_HEADER: usize = 5;
 /// The end of a handshake and the goodbye are records of data too in TLS 1.3, but have less than this; the upgrade's
 /// request and the message with the token have more.
 const LONG: usize = 150;
+/// A message of the plugin's that is as full as it can be has a record of at least this length: what its pipe still holds follows.
+const FULL: usize = 1144;
+/// Why a plugin has ended, or the service its session, is known this long after the data channel's end.
+const NEWS: Duration = Duration::from_millis(250);
 /// A plugin that for so long sends nothing of what clients have given it, on an open data channel, sends nothing more. The
 /// pause that it makes itself after each message is 1 ms.
 const DEAF: Duration = Duration::from_secs(15);
@@ -42,6 +46,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// An agent sends its oldest message again, every second at the least, until that is acknowledged; a plugin that has it already
 /// does not acknowledge it a second time. So many long records of the service …
 const REPEATED: usize = 10;
+/// … apart, because acknowledgements of what the plugin has sent come all at once …
+const APART: Duration = Duration::from_millis(500);
 /// … in so long a time in which the plugin has sent nothing are that message: a plugin that is well answers what is new.
 const HEEDLESS: Duration = Duration::from_secs(15);
 
@@ -78,6 +84,8 @@ pub async fn pass(plugin: impl Connection, service: impl Connection) {
 pub async fn channel(plugin: impl Connection, service: impl Connection, channels: &Channels) {
     let number = channels.latest.fetch_add(1, Relaxed) + 1;
     let watch = Watch { channels, number, seen: Mutex::default() };
+    // The plugin may open another one before the end of the last was seen.
+    watch.shut();
     let (mut plugin_reader, mut plugin_writer) = split(plugin);
     let (mut service_reader, mut service_writer) = split(service);
     let up = async {
@@ -109,16 +117,16 @@ struct Watch<'a> {
 
 impl Watch<'_> {
     /// Bytes have been read.
-    fn came(&self, from: From) {
-        if from == From::Plugin {
-            self.channels.ledger.plugin_sent();
+    fn came(&self, from: From, bytes: &[u8]) {
+        let found = self.seen().came(from, bytes, Instant::now());
+        if from == From::Plugin && found.long > 0 {
+            self.channels.ledger.plugin_sent(found.full);
         }
-        self.seen().came(from, Instant::now());
     }
 
     /// They have been passed on.
-    async fn passed(&self, from: From, bytes: &[u8]) {
-        if self.seen().passed(from, bytes) {
+    async fn passed(&self, from: From) {
+        if self.seen().passed(from) {
             if self.is_latest() {
                 self.channels.ledger.reopen();
             }
@@ -126,22 +134,34 @@ impl Watch<'_> {
         }
     }
 
+    /// The plugin must be given nothing more.
+    fn shut(&self) {
+        if self.is_latest() && self.channels.ledger.shut() {
+            self.seen().caught = true;
+        }
+    }
+
     async fn ended(&self, result: io::Result<()>) {
         if !std::mem::replace(&mut self.seen().ended, true) {
-            let caught = self.is_latest() && self.channels.ledger.shut();
             let reason = result.map_or_else(|error| network::words(&error), |()| "closed".to_owned());
-            self.tell(match caught {
-                true => Event::PluginHung {
-                    reason: format!("it was sending when its data channel was closed ({reason})"),
-                },
-                false => Event::ChannelClosed { code: None, reason },
-            })
-            .await;
+            self.tell(Event::ChannelClosed { code: None, reason: reason.clone() }).await;
+            self.give_up(&reason).await;
+        }
+    }
+
+    /// Gives the plugin up if it was caught, unless something else is told of it meanwhile.
+    async fn give_up(&self, reason: &str) {
+        if std::mem::take(&mut self.seen().caught) {
+            tokio::time::sleep(NEWS).await;
+            let reason = format!("it was sending when its data channel was closed ({reason})");
+            // Also where it has opened another one already. Without a receiver the session is about to be closed.
+            let _ = self.channels.events.send(Event::PluginHung { reason }).await;
         }
     }
 
     /// Looks now and then whether the plugin still does its part. Never returns.
     async fn look(&self) {
+        self.give_up("and opened again").await;
         let mut heeds = true;
         loop {
             tokio::time::sleep(LOOK).await;
@@ -191,15 +211,19 @@ async fn copy(
         };
         let bytes = buffer.get(..read).unwrap_or_default();
         if let Some((watch, from)) = watch {
-            watch.came(from);
+            watch.came(from, bytes);
         }
         if let Err(error) = to.write_all(bytes).await {
             break Err(error);
         }
         if let Some((watch, from)) = watch {
-            watch.passed(from, bytes).await;
+            watch.passed(from).await;
         }
     };
+    // Before the other side hears of it.
+    if let Some((watch, _)) = watch {
+        watch.shut();
+    }
     // The other side may be gone already.
     let _ = to.shutdown().await;
     result
@@ -211,13 +235,16 @@ struct Seen {
     stage: Stage,
     plugins: Records,
     services: Records,
-    /// Bytes were read from there and are not passed on yet: nothing more is read.
-    held_up: Vec<From>,
-    /// When the plugin sent something last.
+    /// Bytes were read from there and are not passed on yet: nothing more is read. With what was found in them.
+    held_up: Vec<(From, Found)>,
+    /// When the plugin sent a message last.
     sent: Option<Instant>,
-    /// Long records of the service since then.
+    /// Long records of the service since then, apart from each other, and when the last of them came.
     unheeded: usize,
+    counted: Option<Instant>,
     ended: bool,
+    /// The plugin was caught by the end with something to send, and that is not told yet.
+    caught: bool,
 }
 
 impl Seen {
@@ -226,7 +253,7 @@ impl Seen {
     }
 
     fn is_held_up(&self, from: From) -> bool {
-        self.held_up.contains(&from)
+        self.held_up.iter().any(|(other, _)| *other == from)
     }
 
     /// Whether the agent sends something again and again that the plugin does not acknowledge.
@@ -235,30 +262,33 @@ impl Seen {
         self.is_open() && self.held_up.is_empty() && silent && self.unheeded >= REPEATED
     }
 
-    fn came(&mut self, from: From, now: Instant) {
-        self.held_up.push(from);
-        if from == From::Plugin {
-            (self.sent, self.unheeded) = (Some(now), 0);
+    fn came(&mut self, from: From, bytes: &[u8], now: Instant) -> Found {
+        let found = match from {
+            From::Plugin => self.plugins.read(bytes),
+            From::Service => self.services.read(bytes),
+        };
+        let apart = self.counted.is_none_or(|at| now.saturating_duration_since(at) >= APART);
+        match from {
+            From::Plugin if found.long > 0 => (self.sent, self.unheeded) = (Some(now), 0),
+            From::Service if found.long > 0 && apart => {
+                (self.counted, self.unheeded) = (Some(now), self.unheeded + 1);
+            }
+            _ => {}
         }
+        self.held_up.push((from, found));
+        found
     }
 
     /// Returns whether the data channel is open with these bytes.
-    fn passed(&mut self, from: From, bytes: &[u8]) -> bool {
-        self.held_up.retain(|other| *other != from);
-        let long = match from {
-            From::Plugin => self.plugins.long(bytes),
-            From::Service => self.services.long(bytes),
-        };
+    fn passed(&mut self, from: From) -> bool {
+        let at = self.held_up.iter().position(|(other, _)| *other == from);
+        let long = at.is_some_and(|at| self.held_up.swap_remove(at).1.long > 0);
         self.stage = match (self.stage, from) {
-            (Stage::Connected, From::Plugin) if long > 0 => Stage::Asked,
+            (Stage::Connected, From::Plugin) if long => Stage::Asked,
             (Stage::Asked, From::Service) => Stage::Answered,
-            (Stage::Answered, From::Plugin) if long > 0 => {
+            (Stage::Answered, From::Plugin) if long => {
                 self.stage = Stage::Open;
                 return !self.ended;
-            }
-            (Stage::Open, From::Service) => {
-                self.unheeded += long;
-                Stage::Open
             }
             (stage, _) => stage,
         };
@@ -278,6 +308,15 @@ enum Stage {
     Open,
 }
 
+/// What begins in some bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Found {
+    /// So many long records.
+    long: usize,
+    /// One of a full message is among them.
+    full: bool,
+}
+
 /// PURE. Finds the records in a stream of TLS, however it is cut into pieces.
 #[derive(Debug, Default)]
 struct Records {
@@ -287,9 +326,9 @@ struct Records {
 }
 
 impl Records {
-    /// How many long records of data begin in these bytes.
-    fn long(&mut self, mut bytes: &[u8]) -> usize {
-        let mut found = 0;
+    /// Which records of data begin in these bytes.
+    fn read(&mut self, mut bytes: &[u8]) -> Found {
+        let mut found = Found::default();
         while !bytes.is_empty() {
             if self.rest > 0 {
                 let passed = self.rest.min(bytes.len());
@@ -302,7 +341,8 @@ impl Records {
             bytes = tail;
             if let [kind, _, _, high, low] = self.header[..] {
                 self.rest = usize::from(u16::from_be_bytes([high, low]));
-                found += usize::from(kind == DATA && self.rest >= LONG);
+                found.long += usize::from(kind == DATA && self.rest >= LONG);
+                found.full |= kind == DATA && self.rest >= FULL;
                 self.header.clear();
             }
         }
@@ -329,32 +369,37 @@ mod tests {
             cuts in proptest::collection::vec(1..700usize, 1..50),
         ) {
             let stream: Vec<u8> = lengths.iter().flat_map(|(kind, length)| record(*kind, *length)).collect();
-            let is_long = |(kind, length): &&(u8, u16)| *kind == DATA && usize::from(*length) >= LONG;
-            let long = lengths.iter().filter(is_long).count();
-            let (mut records, mut rest, mut found) = (Records::default(), &stream[..], 0);
+            let of = |least| lengths.iter().filter(|(kind, length)| *kind == DATA && usize::from(*length) >= least).count();
+            let expected = Found { long: of(LONG), full: of(FULL) > 0 };
+            let (mut records, mut rest, mut found) = (Records::default(), &stream[..], Found::default());
             for cut in cuts.iter().cycle() {
                 if rest.is_empty() {
                     break;
                 }
                 let (piece, tail) = rest.split_at((*cut).min(rest.len()));
-                found += records.long(piece);
+                let here = records.read(piece);
+                found = Found { long: found.long + here.long, full: found.full || here.full };
                 rest = tail;
             }
-            prop_assert_eq!(found, long);
+            prop_assert_eq!(found, expected);
         }
     }
 
     #[test]
     fn only_what_the_plugin_says_after_an_answer_opens_the_channel() {
         let mut seen = Seen::default();
+        let mut passed = |from, bytes: &[u8]| {
+            seen.came(from, bytes, Instant::now());
+            seen.passed(from)
+        };
         let (handshake, request, token) = (record(22, 300), record(DATA, 900), record(DATA, 700));
-        assert!(!seen.passed(From::Plugin, &handshake) && !seen.passed(From::Service, &record(DATA, 2000)));
+        assert!(!passed(From::Plugin, &handshake) && !passed(From::Service, &record(DATA, 2000)));
         // The end of the handshake, and a request in two records.
-        assert!(!seen.passed(From::Plugin, &[record(DATA, 53), request.clone()].concat()));
-        assert!(!seen.passed(From::Plugin, &request) && !seen.passed(From::Service, &record(DATA, 160)));
+        assert!(!passed(From::Plugin, &[record(DATA, 53), request.clone()].concat()));
+        assert!(!passed(From::Plugin, &request) && !passed(From::Service, &record(DATA, 160)));
         // A goodbye after a refusal would be as short as this.
-        assert!(!seen.passed(From::Plugin, &record(DATA, 19)));
-        assert!(seen.passed(From::Plugin, &token));
-        assert!(!seen.passed(From::Plugin, &token), "what follows opens nothing more");
+        assert!(!passed(From::Plugin, &record(DATA, 19)));
+        assert!(passed(From::Plugin, &token));
+        assert!(!passed(From::Plugin, &token), "what follows opens nothing more");
     }
 }

@@ -211,10 +211,7 @@ impl Proxy {
             }
         };
         // It counts as open until it is known whether it was cut with its session.
-        let link = match end {
-            End::PluginClosed => Some(link),
-            _ => self.hang_up(link).await,
-        };
+        let link = (end == End::PluginClosed).then_some(link);
         match end {
             End::ClientGone | End::Moved => self.stats.count(|counts| counts.completed += 1),
             End::Stalled(waited, waiting) => {
@@ -242,18 +239,6 @@ impl Proxy {
             () = self.deadline.cancelled() => {}
             () = client.finish() => {}
         }
-    }
-
-    /// Closes the connection to the plugin, as soon as that may send its stream's end.
-    async fn hang_up(&self, link: Link) -> Option<Link> {
-        let route = link.route();
-        tokio::select! {
-            biased;
-            () = route.ledger.until_open() => {}
-            () = route.ended.cancelled() => {}
-            () = self.deadline.cancelled() => {}
-        }
-        None
     }
 
     /// Counts the connection as cut if its session is over within a moment, else as completed.

@@ -310,6 +310,7 @@ impl<'a> Flow<'a> {
                 self.touched = true;
                 self.heard = Instant::now();
                 if !std::mem::replace(&mut self.answered, true) {
+                    self.ledger.serves(self.stream);
                     self.route.has_answered();
                 }
                 self.stats.moved_down(bytes.len());
@@ -365,7 +366,7 @@ impl<'a> Flow<'a> {
                 let sent = ready.and_then(|()| written(self.plugin.try_write(bytes)));
                 let sent = self.sent(sent);
                 if sent == 0 {
-                    self.ledger.leave(self.stream, true);
+                    self.ledger.pass_turn(self.stream);
                 }
                 self.up.advance(sent);
             }

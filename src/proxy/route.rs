@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
@@ -10,6 +11,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -104,7 +106,7 @@ impl Route {
             let mut told = false;
             let await_end = |stream| told = route.ledger.await_agent_end(stream);
             let (plugin, stream) = dial(route.address, &route.ledger, await_end).await?;
-            Ok(Tap::new(plugin, stream, Arc::clone(&route.ledger), told))
+            Ok(Tap::new(plugin, stream, Arc::clone(&route.ledger), route.ended.clone(), told))
         });
         connected.await.map_err(io::Error::other)?
     }
@@ -139,6 +141,26 @@ pub(super) fn choose(routes: &[Arc<Route>], refused: &[Generation]) -> Option<Ar
             (open.saturating_sub(route.half_closed.load(Relaxed)), open)
         })
         .cloned()
+}
+
+/// To be called when a connection to the plugin is about to be closed. Where the plugin must not send its stream's end yet, the connection is
+/// kept until it may, or until its session is over.
+pub(super) fn hang_up(plugin: &TcpStream, ledger: &Arc<Ledger>, ended: &CancellationToken) {
+    if !ledger.hang_up() {
+        return;
+    }
+    // If it cannot be kept, or there is no runtime any more, the session is lost a little sooner.
+    let (Ok(kept), Ok(runtime)) = (plugin.as_fd().try_clone_to_owned(), Handle::try_current()) else {
+        return;
+    };
+    let (ledger, ended) = (Arc::clone(ledger), ended.clone());
+    runtime.spawn(async move {
+        tokio::select! {
+            () = ledger.until_open() => {}
+            () = ended.cancelled() => {}
+        }
+        drop(kept);
+    });
 }
 
 /// Connects, and announces the connection to the ledger. The announcement is taken back only where it is certain that
@@ -202,7 +224,8 @@ pub(super) struct Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.route().ledger.hang_up();
+        let route = Arc::clone(self.route());
+        hang_up(&self.plugin, &route.ledger, &route.ended);
         if self.half_closed.load(Relaxed) {
             self.open.0.half_closed.fetch_sub(1, Relaxed);
         }

@@ -7,7 +7,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
+use super::route::hang_up;
 use crate::gateway::ledger::{AgentEnd, Ledger};
 
 /// A connection to the plugin. What is written to it is put down in the ledger, like clients' bytes.
@@ -16,6 +18,8 @@ pub struct Tap {
     plugin: Option<TcpStream>,
     stream: u32,
     ledger: Arc<Ledger>,
+    /// The session is over.
+    ended: CancellationToken,
     /// The agent's end of the stream will be told.
     told: bool,
     /// Put down in the ledger and not yet written.
@@ -23,8 +27,14 @@ pub struct Tap {
 }
 
 impl Tap {
-    pub(super) fn new(plugin: TcpStream, stream: u32, ledger: Arc<Ledger>, told: bool) -> Self {
-        Self { plugin: Some(plugin), stream, ledger, told, backlog: Vec::new() }
+    pub(super) fn new(
+        plugin: TcpStream,
+        stream: u32,
+        ledger: Arc<Ledger>,
+        ended: CancellationToken,
+        told: bool,
+    ) -> Self {
+        Self { plugin: Some(plugin), stream, ledger, ended, told, backlog: Vec::new() }
     }
 
     /// Whether [`Self::close`] will have an answer.
@@ -35,8 +45,14 @@ impl Tap {
     /// Closes it and waits until the agent has tried to connect to the destination, and ended its side. `None` where
     /// that cannot be known.
     pub async fn close(mut self) -> Option<AgentEnd> {
-        self.plugin = None;
+        self.hang_up();
         if self.told { self.ledger.until_agent_ended(self.stream).await } else { None }
+    }
+
+    fn hang_up(&mut self) {
+        if let Some(plugin) = self.plugin.take() {
+            hang_up(&plugin, &self.ledger, &self.ended);
+        }
     }
 
     fn plugin(&mut self) -> io::Result<Pin<&mut TcpStream>> {
@@ -46,6 +62,7 @@ impl Tap {
 
 impl Drop for Tap {
     fn drop(&mut self) {
+        self.hang_up();
         self.ledger.leave(self.stream, false);
         self.ledger.forget_agent_end(self.stream);
     }
@@ -85,7 +102,7 @@ impl AsyncWrite for Tap {
             let turn = ready!(ledger.poll_turn(cx, *stream, backlog.len()));
             let written = Pin::new(plugin).poll_write(cx, backlog.get(..turn).unwrap_or(backlog));
             if !matches!(written, Poll::Ready(Ok(1..))) {
-                ledger.leave(*stream, true);
+                ledger.pass_turn(*stream);
             }
             match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),

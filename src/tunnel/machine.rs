@@ -323,7 +323,11 @@ impl Tunnel {
             }
             SessionEvent::Probed(found) => self.probed(generation, found, random, actions),
             SessionEvent::ForeignConnection => session.expired = Some(Reason::ForeignConnection),
-            SessionEvent::Unheeded => session.expired = Some(Reason::Unheeded),
+            // One whose client does not read acknowledges nothing either.
+            SessionEvent::Unheeded if session.stalled_since.is_none() => {
+                session.expired.get_or_insert(Reason::Unheeded);
+            }
+            SessionEvent::Unheeded => {}
             SessionEvent::Connections(open) => session.open = open,
             SessionEvent::Stalled => {
                 let serves = matches!(session.phase, Phase::Ready | Phase::Retired { .. });

@@ -54,7 +54,7 @@ async fn echo(daemon: &Daemon) -> Duration {
 }
 
 /// What was given to the plugin a moment before a close is taken to have met it: 5 ms, or on a busy host up to a second.
-async fn quiet() {
+pub async fn quiet() {
     tokio::time::sleep(Duration::from_millis(1100)).await;
 }
 
@@ -222,6 +222,40 @@ async fn a_plugin_that_is_caught_sending_is_replaced_at_once() {
     assert!(lost.text.contains("it was sending when its data channel was closed"), "{}", lost.text);
     echo(&daemon).await;
     println!("observe, caught sending: served again after {:.1} s", began.elapsed().as_secs_f64());
+    daemon.stop(&lab).await;
+}
+
+/// It takes a request at once, and needs a fifth of a second to pass it on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugin_that_is_caught_with_more_to_send_is_replaced_at_once() {
+    const REQUEST: usize = 200_000;
+    let lab = lab().await;
+    let daemon = observing(&lab).await;
+    let mut open = TcpStream::connect(daemon.address).await.unwrap();
+    exchange(&mut open).await;
+    quiet().await;
+    open.write_all(&[b'x'; REQUEST]).await.unwrap();
+    daemon.status("bytes given to it", |status| status["sessions"][0]["up_bytes"] == 4 + REQUEST).await;
+    lab.close_all(1000, "Bye");
+    let lost = daemon.event("lost").await;
+    assert!(lost.text.contains("it was sending when its data channel was closed"), "{}", lost.text);
+    echo(&daemon).await;
+    daemon.stop(&lab).await;
+}
+
+/// Its data channel is closed before anybody knows that it is dead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugin_that_is_killed_while_a_client_sends_is_told_as_that() {
+    let lab = lab().await;
+    let daemon = observing(&lab).await;
+    let mut open = TcpStream::connect(daemon.address).await.unwrap();
+    exchange(&mut open).await;
+    let plugin = daemon.plugin().await;
+    open.write_all(&[b'x'; 200_000]).await.unwrap();
+    kill(plugin, Signal::SIGKILL).unwrap();
+    let lost = daemon.event("lost").await;
+    assert!(lost.text.contains("killed by signal 9"), "{}", lost.text);
+    echo(&daemon).await;
     daemon.stop(&lab).await;
 }
 

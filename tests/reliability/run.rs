@@ -89,7 +89,7 @@ pub struct Figures {
     pub cuts: usize,
     pub starts: u64,
     /// Messages of the agent that the plugin takes for acknowledged and the agent does not: with one more that is lost, nothing
-    /// comes back on that session any more. The gateway repairs it; in observe mode nobody can.
+    /// comes back on that session any more. The gateway repairs it; in observe mode the session is replaced when the plugin is quiet.
     pub stalls: u64,
     /// Tasks and descriptors at rest, before and after.
     pub usage: [Usage; 2],
