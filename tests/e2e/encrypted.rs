@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bytes;
 use crate::daemon::{Daemon, Line, PATIENCE, own_address, tunnel, until};
 use crate::faults::{KEYS, loaded};
+use crate::observe::quiet;
 
 const KEY: &str = "arn:aws:kms:us-west-2:111122223333:key/01234567-89ab-cdef-0123-456789abcdef";
 /// The daemon's access key, which the plugin never sees in `hold` mode.
@@ -122,6 +123,7 @@ async fn a_plugin_that_is_only_watched_calls_kms_itself() {
     let lab = lab().await;
     let daemon = over_tls(&lab, "gateway = \"observe\"\n").await;
     echoes(&mut TcpStream::connect(daemon.address).await.unwrap(), b"hello").await;
+    quiet().await;
     assert_eq!(lab.close_all(1000, "Bye"), 1);
     daemon.event("resumed").await;
     lab.wait_for("the data channel", PATIENCE, |status| status.ready_sessions() == 1).await.unwrap();

@@ -2,6 +2,7 @@
 //! happens: the other session, the clients and the memory of the daemon do not feel it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use autossm_lab::Lab;
@@ -187,8 +188,12 @@ async fn a_bad_beginning_is_a_failure_with_its_reason() {
     let daemon = Daemon::start(address, &tunnel(&lab, "echo", address, lab.echo_addr(), ""));
     until("a data channel", || (lab.status().opened > 0).then_some(())).await;
     lab.greet_with(Vec::new());
+    let first = lab.sessions();
     lab.terminate_all("an end of it");
-    daemon.event("ready").await;
+    let is_next = |line: &Arc<crate::daemon::Line>| {
+        line.field("event") == "ready" && !first.iter().any(|id| id == line.field("session"))
+    };
+    daemon.logged("another session", |log| log.iter().any(is_next)).await;
     echoes(address).await;
     stop(daemon, &lab).await;
 }

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use crate::daemon::{Daemon, PATIENCE, PROGRAM, own_address, plugin};
+use crate::observe::quiet;
 
 const USER: &str = "corp:p@ss word";
 const ENCODED: &str = "corp:p%40ss%20word";
@@ -71,6 +72,9 @@ async fn goes_by(
     let daemon = Daemon::start_with(command, address, &config(&lab, region, address, keys));
     daemon.event("ready").await;
     echo(address).await;
+    if keys.contains("observe") {
+        quiet().await;
+    }
     lab.close_all(1000, "Bye");
     daemon.event("resumed").await;
     echo(address).await;

@@ -168,8 +168,9 @@ async fn killed_and_started_again_it_refuses_nobody() {
         let before = load.seen().attempts.len();
         until("load", || (load.seen().attempts.len() >= before + 20).then_some(())).await;
         let sessions = lab.sessions();
-        instants.push(SystemTime::now());
+        let before_kill = SystemTime::now();
         kill_all(daemon).await;
+        instants.push((before_kill, SystemTime::now()));
         // Not at once: clients must have something to wait for.
         until("clients that wait", || (load.seen().waiting >= 5).then_some(())).await;
         daemon = manager.start(&config);
@@ -185,9 +186,9 @@ async fn killed_and_started_again_it_refuses_nobody() {
 
     // Only what was open in the instant of a kill was cut with the process.
     let open = |attempt: &Attempt| {
-        instants
-            .iter()
-            .any(|at| attempt.at <= *at && *at <= attempt.at + attempt.took + Duration::from_millis(50))
+        instants.iter().any(|(before, after)| {
+            attempt.at <= *after && *before <= attempt.at + attempt.took + Duration::from_millis(50)
+        })
     };
     let failed: Vec<_> = seen.failures().filter(|attempt| !open(attempt)).collect();
     println!(
