@@ -1,11 +1,11 @@
 //! Tunnels that are not there, behind real control sockets: for what a lab cannot have in a test, hundreds of them and a
 //! day that has passed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use autossm::control::access::Access;
 use autossm::control::protocol::{
@@ -23,7 +23,8 @@ pub struct Sample {
     folder: tempfile::TempDir,
     statuses: Arc<Mutex<BTreeMap<String, Status>>>,
     servers: BTreeMap<String, Server>,
-    hanging: Arc<Mutex<BTreeSet<String>>>,
+    /// Since they were asked first.
+    hanging: Arc<Mutex<BTreeMap<String, Option<Instant>>>>,
     asked: Arc<AtomicUsize>,
 }
 
@@ -76,7 +77,8 @@ impl Sample {
             while let Some(Ask { request, answer, .. }) = asked.recv().await {
                 assert_eq!(request, Request::Status, "autossm web changes nothing");
                 count.fetch_add(1, Relaxed);
-                if hanging.lock().unwrap().contains(&name) {
+                if let Some(since) = hanging.lock().unwrap().get_mut(&name) {
+                    since.get_or_insert_with(Instant::now);
                     unanswered.push(answer);
                     continue;
                 }
@@ -100,7 +102,12 @@ impl Sample {
 
     /// As if its daemon had stopped in the middle of something: connections are accepted, and nothing is answered.
     pub fn hang(&self, name: &str) {
-        self.hanging.lock().unwrap().insert(name.to_owned());
+        self.hanging.lock().unwrap().insert(name.to_owned(), None);
+    }
+
+    /// Since when a question to one that hangs has had no answer.
+    pub fn unanswered_since(&self, name: &str) -> Option<Instant> {
+        self.hanging.lock().unwrap().get(name).copied().flatten()
     }
 
     /// As if its daemon had been stopped: it has said so, and the socket is gone.
