@@ -47,13 +47,12 @@ impl Handover {
             return Poll::Pending;
         }
         self.waiting.remove(&stream);
-        self.owed.entry(stream).or_insert(now);
-        self.last = Some(now);
+        self.give(stream, now);
         Poll::Ready(())
     }
 
-    /// A connection to it begins.
-    pub fn begin(&mut self, stream: u32, now: Instant) {
+    /// A connection to it begins, or bytes of one are given to it.
+    pub fn give(&mut self, stream: u32, now: Instant) {
         self.owed.entry(stream).or_insert(now);
         self.last = Some(now);
     }
@@ -77,9 +76,8 @@ impl Handover {
 
     /// The plugin has sent something on its data channel.
     pub fn sent(&mut self, now: Instant) {
-        if !self.owed.is_empty() {
-            let first = self.owed.values().min();
-            let took = first.map_or(Duration::ZERO, |first| now.saturating_duration_since(*first));
+        if let Some(first) = self.owed.values().min() {
+            let took = now.saturating_duration_since(*first);
             self.took = (self.took * 7 / 8).max(took).min(SLOWEST);
             self.owed.clear();
         }
@@ -148,7 +146,7 @@ mod tests {
             assert!(poll(handover, 3, now));
             handover.sent(now);
         };
-        let begun = |handover: &mut Handover, now| handover.begin(3, now);
+        let begun = |handover: &mut Handover, now| handover.give(3, now);
         let left = |handover: &mut Handover, now| {
             assert!(poll(handover, 3, now));
             handover.leave(3);
@@ -189,7 +187,7 @@ mod tests {
     fn what_is_owed_counts_from_the_first_of_it() {
         let now = Instant::now();
         let mut handover = Handover::default();
-        handover.begin(7, now);
+        handover.give(7, now);
         [3, 5].into_iter().for_each(|stream| handover.serves(stream));
         assert_eq!(handover.owes_for(now + MILLISECOND), Duration::ZERO, "it may not be served yet");
         assert!(poll(&mut handover, 3, now) && poll(&mut handover, 5, now + MILLISECOND));

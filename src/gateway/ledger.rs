@@ -93,7 +93,7 @@ impl Ledger {
             inner.streams.insert(stream, Held::default());
         }
         if let Some(handover) = &mut inner.handover {
-            handover.begin(stream, Instant::now());
+            handover.give(stream, Instant::now());
         }
         stream
     }

@@ -49,7 +49,7 @@ async fn lab() -> Lab {
 /// How long a new connection takes until its echo is there.
 async fn echo(daemon: &Daemon) -> Duration {
     let began = Instant::now();
-    exchange(&mut TcpStream::connect(daemon.address).await.unwrap()).await;
+    opened(daemon).await;
     began.elapsed()
 }
 
@@ -61,6 +61,13 @@ pub async fn quiet() {
 async fn exchange(stream: &mut TcpStream) {
     stream.write_all(b"ping").await.unwrap();
     answered(stream).await;
+}
+
+/// A connection that has had an answer, and stays open.
+async fn opened(daemon: &Daemon) -> TcpStream {
+    let mut stream = TcpStream::connect(daemon.address).await.unwrap();
+    exchange(&mut stream).await;
+    stream
 }
 
 async fn answered(stream: &mut TcpStream) {
@@ -172,9 +179,7 @@ async fn what_clients_do_while_the_channel_is_closed_waits() {
     let daemon = observing_for(&lab, Duration::from_secs(10)).await;
     let mut open = Vec::new();
     for _ in 0..3 {
-        let mut stream = TcpStream::connect(daemon.address).await.unwrap();
-        exchange(&mut stream).await;
-        open.push(stream);
+        open.push(opened(&daemon).await);
     }
     let plugin = daemon.plugin().await;
     for close in 1..=3 {
@@ -207,8 +212,7 @@ async fn what_clients_do_while_the_channel_is_closed_waits() {
 async fn a_plugin_that_is_caught_sending_is_replaced_at_once() {
     let lab = lab().await;
     let daemon = observing(&lab).await;
-    let mut open = TcpStream::connect(daemon.address).await.unwrap();
-    exchange(&mut open).await;
+    let mut open = opened(&daemon).await;
     let plugin = daemon.plugin().await;
     quiet().await;
     // It takes bytes from its clients without being able to send them.
@@ -225,14 +229,14 @@ async fn a_plugin_that_is_caught_sending_is_replaced_at_once() {
     daemon.stop(&lab).await;
 }
 
-/// It takes a request at once, and needs a fifth of a second to pass it on.
+/// A request that the plugin takes at once, and needs a fifth of a second to pass it on.
+const REQUEST: usize = 200_000;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plugin_that_is_caught_with_more_to_send_is_replaced_at_once() {
-    const REQUEST: usize = 200_000;
     let lab = lab().await;
     let daemon = observing(&lab).await;
-    let mut open = TcpStream::connect(daemon.address).await.unwrap();
-    exchange(&mut open).await;
+    let mut open = opened(&daemon).await;
     quiet().await;
     open.write_all(&[b'x'; REQUEST]).await.unwrap();
     daemon.status("bytes given to it", |status| status["sessions"][0]["up_bytes"] == 4 + REQUEST).await;
@@ -248,10 +252,9 @@ async fn a_plugin_that_is_caught_with_more_to_send_is_replaced_at_once() {
 async fn a_plugin_that_is_killed_while_a_client_sends_is_told_as_that() {
     let lab = lab().await;
     let daemon = observing(&lab).await;
-    let mut open = TcpStream::connect(daemon.address).await.unwrap();
-    exchange(&mut open).await;
+    let mut open = opened(&daemon).await;
     let plugin = daemon.plugin().await;
-    open.write_all(&[b'x'; 200_000]).await.unwrap();
+    open.write_all(&[b'x'; REQUEST]).await.unwrap();
     kill(plugin, Signal::SIGKILL).unwrap();
     let lost = daemon.event("lost").await;
     assert!(lost.text.contains("killed by signal 9"), "{}", lost.text);
@@ -265,8 +268,7 @@ async fn a_plugin_that_is_killed_while_a_client_sends_is_told_as_that() {
 async fn a_plugin_that_does_not_acknowledge_any_more_is_replaced() {
     let lab = lab().await;
     let daemon = observing(&lab).await;
-    let mut open = TcpStream::connect(daemon.address).await.unwrap();
-    exchange(&mut open).await;
+    let mut open = opened(&daemon).await;
     let loss = Fault::LostMessages(Loss { acknowledgements_in: 1.0, ..Loss::default() });
     let before = lab.status().resent;
     lab.set(loss);
@@ -290,8 +292,7 @@ async fn a_plugin_that_does_not_acknowledge_any_more_is_replaced() {
 async fn connections_are_cut_with_a_session_that_is_not_resumed() {
     let lab = lab().await;
     let daemon = observing(&lab).await;
-    let mut open = TcpStream::connect(daemon.address).await.unwrap();
-    exchange(&mut open).await;
+    let mut open = opened(&daemon).await;
     quiet().await;
     lab.set(Fault::Api(Call::Resume, ApiFault::Forbidden));
     lab.close_all(1000, "Bye");

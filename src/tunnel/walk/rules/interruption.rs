@@ -60,14 +60,20 @@ fn the_age_of_an_interrupted_session_does_not_reset_the_clock_of_its_successor()
     }
 }
 
-#[test]
-fn the_first_serves_again_where_the_second_is_interrupted() {
+/// A first session that is interrupted, with a connection open on it, and a second one that serves.
+fn failed_over() -> World {
     let mut world = up();
     world.about(1, SessionEvent::Connections(1));
     world.about(1, closed());
     world.advance_to_deadline();
     world.about(2, SessionEvent::Started);
     world.about(2, SessionEvent::Opened);
+    world
+}
+
+#[test]
+fn the_first_serves_again_where_the_second_is_interrupted() {
+    let mut world = failed_over();
     world.about(2, SessionEvent::Connections(1));
     world.about(1, SessionEvent::ChannelResumed { attempts: 9 });
     let actions = world.about(2, closed());
@@ -90,12 +96,7 @@ fn a_session_that_is_back_first_keeps_its_place() {
 
 #[test]
 fn a_session_that_cannot_be_resumed_is_given_up() {
-    let mut world = up();
-    world.about(1, SessionEvent::Connections(1));
-    world.about(1, closed());
-    world.advance_to_deadline();
-    world.about(2, SessionEvent::Started);
-    world.about(2, SessionEvent::Opened);
+    let mut world = failed_over();
     let actions = world.advance_to_deadline();
     assert_eq!(world.now, 11 * SECOND + 60 * SECOND + 5 * SECOND, "the second session's first minute");
     assert!(actions.is_empty());
