@@ -12,7 +12,7 @@ use crate::lab::Lab;
 /// The commands. A time at the end of a fault's line ends it by itself.
 pub const HELP: &str = "\
 close [CODE [REASON]]   abort   terminate [REASON]   sessions   status   faults   clear   help
-refuse [TIME]   blackhole [TIME]   away [TIME]   destination-refused [TIME]
+refuse [TIME]   blackhole [TIME]   freeze [TIME]   away [TIME]   destination-refused [TIME]
 start|resume|end|key|describe|document|identity throttled|denied|forbidden|expired|not-connected|internal|garbage|silence|no-token [TIME]
 upgrades STATUS|stall [TIME]   slow LATENCY BYTES_PER_SECOND [TIME]   lose FRACTION [TIME]
 idle TIME   life TIME   clock SECONDS";
@@ -58,6 +58,7 @@ fn fault(words: &[&str]) -> anyhow::Result<(Fault, Option<Duration>)> {
     let (fault, time) = match *words {
         ["refuse", ref time @ ..] => (Fault::Refuse, time),
         ["blackhole", ref time @ ..] => (Fault::BlackHole, time),
+        ["freeze", ref time @ ..] => (Fault::Freeze, time),
         ["away", ref time @ ..] => (Fault::AgentAway, time),
         ["destination-refused", ref time @ ..] => (Fault::DestinationRefused, time),
         [
@@ -72,12 +73,7 @@ fn fault(words: &[&str]) -> anyhow::Result<(Fault, Option<Duration>)> {
         ["slow", latency, bandwidth, ref time @ ..] => {
             (Fault::SlowLink(Link { latency: duration(latency)?, bandwidth: bandwidth.parse()? }), time)
         }
-        ["lose", fraction, ref time @ ..] => {
-            let lost: f64 = fraction.parse()?;
-            let loss =
-                Loss { input: lost, output: lost, acknowledgements_in: lost, acknowledgements_out: lost };
-            (Fault::LostMessages(loss), time)
-        }
+        ["lose", fraction, ref time @ ..] => (Fault::LostMessages(Loss::of(fraction.parse()?)), time),
         ["idle", limit] => (Fault::IdleTimeout(duration(limit)?), &words[..0]),
         ["clock", ahead] => (Fault::Clock(ahead.parse()?), &words[..0]),
         ["life", limit] => (Fault::MaximumLife(duration(limit)?), &words[..0]),
@@ -117,6 +113,8 @@ mod tests {
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         assert_eq!(understood("refuse 20s"), Some((Fault::Refuse, seconds(20))));
         assert_eq!(understood("blackhole 2m"), Some((Fault::BlackHole, seconds(120))));
+        assert_eq!(understood("freeze 30s"), Some((Fault::Freeze, seconds(30))));
+        assert_eq!(understood("lose 1 5s"), Some((Fault::LostMessages(Loss::of(1.0)), seconds(5))));
         assert_eq!(understood("resume denied"), Some((Fault::Api(Call::Resume, ApiFault::Denied), None)));
         let slow = Link { latency: Duration::from_millis(50), bandwidth: 1000 };
         assert_eq!(understood("slow 50ms 1000 1s"), Some((Fault::SlowLink(slow), seconds(1))));

@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::Message as Frame;
 use crate::channel::{Connection, Outbound};
 use crate::destination::{self, Destinations};
 use crate::fault::{Fault, Faults};
-use crate::line;
+use crate::line::{self, Side};
 use crate::options::{Document, Node, Options};
 use crate::service;
 use crate::state::State;
@@ -88,19 +88,24 @@ impl Lab {
         let listener = binding.with_context(|| format!("cannot listen on {address}"))?;
         let address = listener.local_addr()?;
         let state = self.state.clone();
-        self.state.handle.spawn(line::accept(listener, self.state.clone(), move |stream, line| {
-            let (state, tls) = (state.clone(), tls.clone());
-            async move {
-                match tls {
-                    None => service::serve(state, stream, line).await,
-                    Some(tls) => {
-                        if let Ok(stream) = tls.accept(stream).await {
-                            service::serve(state, stream, line).await;
+        self.state.handle.spawn(line::accept(
+            listener,
+            self.state.clone(),
+            Side::Client,
+            move |stream, line| {
+                let (state, tls) = (state.clone(), tls.clone());
+                async move {
+                    match tls {
+                        None => service::serve(state, stream, line).await,
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                service::serve(state, stream, line).await;
+                            }
                         }
                     }
                 }
-            }
-        }));
+            },
+        ));
         Ok(address)
     }
 
