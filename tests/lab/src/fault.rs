@@ -112,6 +112,17 @@ impl Loss {
     }
 }
 
+/// When the service hears that the worker of a session has died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// Its supervisor says so at once.
+    AtOnce,
+    /// After this time; a minute, of the real one's.
+    After(Duration),
+    /// Its supervisor has died, too.
+    Never,
+}
+
 /// A fault that stays until it is cleared.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {

@@ -106,7 +106,7 @@ impl Channel {
         channel
     }
 
-    /// Opens and shakes hands: message 0 of the client is used up.
+    /// Opens and shakes hands, until the agent takes data: message 0 of the client is used up.
     pub async fn open_and_greet(lab: &Lab, session: &Value) -> Self {
         let mut channel = Self::open(lab, session).await;
         let request = channel.output().await;
@@ -126,6 +126,9 @@ impl Channel {
             .send(&Message::stream(MessageType::InputStreamData, 0, payload::HANDSHAKE_RESPONSE, response))
             .await;
         assert_eq!(channel.output().await.payload_type, payload::HANDSHAKE_COMPLETE);
+        let id = session["SessionId"].as_str().unwrap();
+        wait(lab, "session set up", |status| status.sessions.get(id).is_none_or(|session| session.ready))
+            .await;
         channel
     }
 
