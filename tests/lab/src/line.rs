@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{RcvBuf, SndBuf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, Interest, ReadHalf, WriteHalf, duplex, split};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -25,6 +27,8 @@ use crate::state::State;
 const CHUNK: usize = 8 * 1024;
 /// Chunks under way on a slow link, in each direction.
 const UNDER_WAY: usize = 16;
+/// What kernels hold on an agent's way, in each direction: so that one that takes nothing is noticed at the other end within a second.
+const AGENT_BUFFER: usize = 256 * 1024;
 /// A client is given so long to close its side after the lab has closed its own.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -106,12 +110,21 @@ where
             continue;
         }
         let _ = tcp.set_nodelay(true);
+        if side == Side::Agent {
+            limit(&tcp);
+        }
         let (near, far) = duplex(64 * 1024);
         let line = CancellationToken::new();
         let way = Way { side, faults: state.faults.subscribe() };
         tokio::spawn(run(tcp, far, way, line.clone()));
         tokio::spawn(serve(near, line));
     }
+}
+
+/// Limits what the kernel holds of an agent's connection.
+pub(crate) fn limit(tcp: &impl std::os::fd::AsFd) {
+    let _ = setsockopt(tcp, SndBuf, &AGENT_BUFFER);
+    let _ = setsockopt(tcp, RcvBuf, &AGENT_BUFFER);
 }
 
 fn reset(tcp: TcpStream) {

@@ -150,6 +150,8 @@ impl Agent {
         self.mux.over.cancel();
         let (agent, outcome) = (self.clone(), Outcome { output: output.to_owned(), by_client });
         let wait = async move {
+            // The acknowledgement of what has ended it goes out first.
+            tokio::time::sleep(LAST_WORDS_INTERVAL).await;
             let acknowledged = async {
                 while agent.outgoing().unacknowledged() > 0 {
                     tokio::time::sleep(LAST_WORDS_INTERVAL).await;

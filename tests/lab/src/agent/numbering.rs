@@ -309,6 +309,28 @@ mod tests {
         assert!(outgoing.acknowledge(now, &sent).is_ok(), "twice is allowed");
     }
 
+    /// The real agent's: each message goes out once, but the newest of too many are not kept.
+    #[test]
+    fn of_too_many_the_newest_are_not_kept() {
+        let start = Instant::now();
+        let mut outgoing = Outgoing::new();
+        let sent: Vec<_> = (0..=CAPACITY).map(|_| outgoing.push(start, 1, "x".into())).collect();
+        assert_eq!((outgoing.sent(), outgoing.unacknowledged()), (CAPACITY as i64 + 1, CAPACITY));
+        let mut later = start;
+        for message in &sent[..CAPACITY] {
+            later += Duration::from_secs(2);
+            assert_eq!(outgoing.due(later).as_ref().map(|due| &due.encoded), Some(message));
+            outgoing.acknowledge(later, &acknowledgement(message)).unwrap();
+        }
+        assert_eq!(outgoing.due(later + Duration::from_secs(2)), None);
+
+        let mut incoming = Incoming::default();
+        for number in 1..=CAPACITY as i64 {
+            assert_eq!(incoming.receive(input(number)), Ok(Verdict::Kept));
+        }
+        assert_eq!(incoming.receive(input(CAPACITY as i64 + 1)), Ok(Verdict::NoRoom));
+    }
+
     #[test]
     fn a_message_that_was_overtaken_for_good_is_reported_once() {
         let start = Instant::now();

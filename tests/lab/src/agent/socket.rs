@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::Agent;
 use crate::channel::PATH;
+use crate::line;
 use crate::service::agents::TERMINATED;
 
 /// Beyond the first. Each waits twice as long as the one before.
@@ -78,6 +79,7 @@ impl Agent {
         let url = format!("ws://{address}{PATH}{}?role=publish_subscribe", self.session);
         let tcp = TcpStream::connect(address).await.map_err(|error| failed(&error))?;
         let _ = tcp.set_nodelay(true);
+        line::limit(&tcp);
         let (socket, _) = client_async(url, tcp).await.map_err(|error| failed(&error))?;
         let open = json!({
             "MessageSchemaVersion": "1.0",
