@@ -42,6 +42,7 @@ async fn an_agent_reconnects() {
     let mut decoder = Decoder::default();
     frames_until(&mut channel, &mut decoder, |frames| pushed(frames) == b"one").await;
     for round in 1..=2 {
+        wait(&lab, "silence", |status| status.sessions.values().all(|s| s.unacknowledged == 0)).await;
         // For a moment, so that the client can be told.
         lab.set(Fault::AgentRefuse);
         let lost = match round {
