@@ -7,28 +7,37 @@ use crate::run::{Figures, Usage};
 use crate::soak::Sample;
 use crate::table::{Results, Row};
 
-/// One line for each fault; the cells of the four tunnels are parted by slashes.
-pub fn table(rows: &[Row], results: &[Results]) -> String {
-    let mut text = String::from(
-        "| fault | refused | failed | cut with the session | longest wait, s | served again after, s | long-lived cut | \
-         StartSession |\n|---|---|---|---|---|---|---|---|\n",
-    );
-    let cells = |results: &Results, cell: &dyn Fn(&Figures) -> String| {
-        let cells = results.iter().map(|figures| figures.as_ref().map_or("–".into(), cell));
-        cells.collect::<Vec<_>>().join(" / ")
-    };
-    for (row, results) in rows.iter().zip(results) {
-        let columns: [&dyn Fn(&Figures) -> String; 7] = [
-            &|figures| figures.refused.to_string(),
-            &|figures| figures.failed.to_string(),
-            &|figures| figures.cut.to_string(),
-            &|figures| format!("{:.1}", figures.longest_wait.as_secs_f64()),
-            &|figures| format!("{:.1}", figures.recovery.as_secs_f64()),
-            &|figures| figures.cuts.to_string(),
-            &|figures| figures.starts.to_string(),
-        ];
-        let columns: Vec<_> = columns.into_iter().map(|cell| cells(results, cell)).collect();
-        let _ = writeln!(text, "| {} | {} |", row.name, columns.join(" | "));
+/// A column: what it is called, and its cell.
+type Column = (&'static str, fn(&Figures) -> String);
+
+const COLUMNS: [Column; 7] = [
+    ("refused", |figures| figures.refused.to_string()),
+    ("failed", |figures| figures.failed.to_string()),
+    ("cut with the session", |figures| figures.cut.to_string()),
+    ("longest wait, s", |figures| format!("{:.1}", figures.longest_wait.as_secs_f64())),
+    ("served again after, s", |figures| format!("{:.1}", figures.recovery.as_secs_f64())),
+    ("long-lived cut", |figures| figures.cuts.to_string()),
+    ("StartSession", |figures| figures.starts.to_string()),
+];
+/// Of rows with transfers.
+const MORE_COLUMNS: [Column; 3] = [
+    ("longest wait afterwards, s", |figures| format!("{:.1}", figures.late.as_secs_f64())),
+    ("transfers complete", |figures| figures.transfers[0].to_string()),
+    ("transfers reset", |figures| figures.transfers[1].to_string()),
+];
+
+/// One line for each fault, of those with or without transfers; the cells of the four tunnels are parted by slashes.
+pub fn table(rows: &[Row], results: &[Results], transfers: bool) -> String {
+    let more = if transfers { &MORE_COLUMNS[..] } else { &[] };
+    let columns: Vec<_> = COLUMNS.iter().chain(more).collect();
+    let names: Vec<_> = columns.iter().map(|(name, _)| *name).collect();
+    let mut text = format!("| fault | {} |\n{}|\n", names.join(" | "), "|---".repeat(1 + columns.len()));
+    for (row, results) in rows.iter().zip(results).filter(|(row, _)| row.has_transfers() == transfers) {
+        let cells = columns.iter().map(|(_, cell)| {
+            let of_tunnels = results.iter().map(|figures| figures.as_ref().map_or("–".into(), cell));
+            of_tunnels.collect::<Vec<_>>().join(" / ")
+        });
+        let _ = writeln!(text, "| {} | {} |", row.name, cells.collect::<Vec<_>>().join(" | "));
     }
     text
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use autossm_lab::fault::{ApiFault, Call, Fault, Link, Loss, UpgradeFault};
+use autossm_lab::fault::{ApiFault, Call, Fault, Link, Loss, Report, UpgradeFault};
 use clap::ValueEnum as _;
 use futures_util::{StreamExt as _, stream};
 use nix::sys::signal::Signal;
@@ -22,6 +22,15 @@ const LONGEST: Duration = Duration::from_secs(8);
 const WAIT: Duration = Duration::from_secs(60);
 /// The slowest clock, that of access, and what comes after.
 const RECOVERY: Duration = Duration::from_secs(45);
+
+/// Of each of the transfers, where there are some.
+const TRANSFER: usize = 2 << 20;
+/// A tenth of 8 s of the agent's messages, one every 100 ms, and what else is lost.
+const REPAIR: Duration = Duration::from_secs(150);
+/// No agent gives up in it to reconnect.
+const AGENT_REFUSED: Duration = Duration::from_secs(3);
+/// In this time the agent sends no more than what is repaired in 90 s.
+const ALL_LOST: Duration = Duration::from_secs(1);
 
 /// Runs `count` schedules, from that of `seed` on. Returns whether every invariant has held.
 pub async fn run(program: &Path, seed: u64, count: u64, jobs: usize) -> bool {
@@ -60,7 +69,17 @@ fn plan(program: &Path, seed: u64) -> Plan {
         rate: dice.random_range(5..=20),
         // In observe mode the plugin calls KMS itself, where the lab is not.
         encrypted: mode == Mode::Hold && dice.random_bool(0.3),
-        bound: Bound { wait: HOLD + WAIT, recovery: RECOVERY, cuts, starts, times_out: true },
+        bulk: dice.random_bool(0.4).then_some(TRANSFER),
+        bound: Bound {
+            wait: HOLD + WAIT,
+            recovery: RECOVERY,
+            late: HOLD + WAIT,
+            cuts,
+            resets: usize::MAX,
+            repair: REPAIR,
+            starts,
+            times_out: true,
+        },
         steps,
     }
 }
@@ -84,7 +103,7 @@ fn step(dice: &mut StdRng, mode: Mode) -> Step {
     let time = Duration::from_millis(dice.random_range(300..LONGEST.as_millis() as u64));
     let begin = |fault| Step::Begin(fault, time);
     let share = dice.random_range(0.0..0.1);
-    match dice.random_range(0..24) {
+    match dice.random_range(0..31) {
         0..=3 => Step::Close,
         4 | 5 => Step::Abort,
         6 => Step::Terminate,
@@ -113,6 +132,13 @@ fn step(dice: &mut StdRng, mode: Mode) -> Step {
         19 => begin(Fault::DestinationRefused),
         // Longer than what is between two keep-alives, or clients; not than what keeps both from coming through.
         20 => begin(Fault::IdleTimeout(Duration::from_secs(dice.random_range(5..20)))),
+        24 => begin(Fault::Freeze),
+        25 if mode == Mode::Hold => Step::Begin(Fault::LostMessages(Loss::of(1.0)), time.min(ALL_LOST)),
+        26 => Step::CloseAgents,
+        27 => Step::AbortAgents,
+        28 if mode == Mode::Hold => Step::Begin(Fault::AgentRefuse, time.min(AGENT_REFUSED)),
+        29 => Step::CloseBoth,
+        30 => Step::KillWorker(Report::AtOnce),
         21 => begin(Fault::Clock(dice.random_range(-900..900))),
         _ => {
             let call = *CALLS.choose(dice).unwrap();

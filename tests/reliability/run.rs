@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use autossm_lab::Lab;
+use autossm_lab::bulk::{Bulk, Direction, End};
 use autossm_lab::fault::Fault;
-use autossm_lab::load::{Attempt, Load, Seen, SessionEnd};
+use autossm_lab::load::{Attempt, Load, Manner, Seen, SessionEnd};
 use autossm_lab::options::Options;
+use autossm_lab::status::SessionStatus;
 use tokio::process::Command;
 
 use crate::daemon::{Daemon, Line, folder, own_address, tunnel};
@@ -20,8 +22,16 @@ const AT_REST: Duration = Duration::from_secs(11);
 /// From the last client's end until all that its connections and the faults have cost is given back, and the last session is
 /// back: the clock of access may be at 30 s.
 const SETTLED: Duration = Duration::from_secs(40);
-/// From a connection's beginning to the news that its session is interrupted.
+/// From a connection's beginning to the news that its session is interrupted. Under transfers a gap may be the news, which is
+/// none before 2 s.
 const GIVEN_BEFORE: Duration = Duration::from_secs(1);
+const GIVEN_BEFORE_A_GAP: Duration = Duration::from_secs(3);
+/// The agent's messages and the client's that are under way before a fault may hit the transfers.
+const UNDER_WAY: (i64, i64) = (1000, 500);
+/// No connection waits longer, however long its session is repaired.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// A transfer's own time, on a busy machine and beside others.
+const TRANSFER: Duration = Duration::from_secs(120);
 const NOT_SERVED: &str = "clients are not served again";
 /// Beyond every bound for being served again: the figure is printed then, too.
 pub const SERVED_AGAIN: Duration = Duration::from_secs(90);
@@ -58,6 +68,12 @@ pub struct Bound {
     pub starts: u64,
     /// Connections that were held for the whole of `hold` may be sent away. No other new connection ever fails.
     pub times_out: bool,
+    /// The wait of a new connection that comes when the fault is over.
+    pub late: Duration,
+    /// Transfers that are reset. All others complete, with every byte.
+    pub resets: usize,
+    /// From the end of the fault until what was open on a session with a gap is served again, or was cut.
+    pub repair: Duration,
 }
 
 /// What is to be run.
@@ -71,6 +87,8 @@ pub struct Plan {
     pub rate: u32,
     /// The account has its sessions encrypted.
     pub encrypted: bool,
+    /// Bytes of each transfer, a download and an upload at any time.
+    pub bulk: Option<usize>,
     pub steps: Vec<Step>,
     pub bound: Bound,
 }
@@ -85,6 +103,10 @@ pub struct Figures {
     pub cut: usize,
     pub longest_wait: Duration,
     pub recovery: Duration,
+    /// The longest wait of one that came when the fault was over.
+    pub late: Duration,
+    /// Transfers that completed, and that were reset.
+    pub transfers: [usize; 2],
     /// Of the long-lived connection.
     pub cuts: usize,
     pub starts: u64,
@@ -120,7 +142,7 @@ impl Usage {
     }
 }
 
-/// A daemon whose tunnel reaches the lab's echo server over TLS; up.
+/// A daemon whose tunnel reaches the lab's bulk server over TLS, which echoes what asks for no transfer; up.
 pub async fn daemon(
     program: &Path,
     lab: &Lab,
@@ -136,7 +158,7 @@ pub async fn daemon(
         lab.ca_file().display(),
         mode.word(),
     );
-    let config = tunnel(lab, "echo", address, lab.echo_addr(), &keys)
+    let config = tunnel(lab, "echo", address, lab.addresses().destinations.bulk, &keys)
         .replace(&lab.stream_endpoint_ws(), &lab.stream_endpoint_wss());
     let folder = folder();
     let mut command = Command::new(program);
@@ -221,10 +243,21 @@ async fn attempt(plan: Arc<Plan>) -> Figures {
     let daemon = daemon(&plan.program, &lab, plan.mode, plan.sessions, &keys, |_, _| ()).await;
     let base = at_rest(&daemon).await;
 
-    let load = Load::start(daemon.address, plan.rate);
+    let repair = plan.bound.repair;
+    let bulk = plan.bulk.map(|bytes| Bulk {
+        bytes,
+        line_feeds: plan.mode == Mode::Hold,
+        patience: TRANSFER + plan.steps.iter().map(Step::lasts).sum::<Duration>() + repair,
+    });
+    let patience = PATIENCE.max(TRANSFER + repair);
+    let load = Load::with(daemon.address, Manner { rate: plan.rate, bulk, patience });
     let flows = wait(SETTLED, || {
         let seen = load.seen();
-        (served(&seen) >= 10 && seen.long_lived.messages >= 5).then_some(())
+        let status = lab.status();
+        let under_way =
+            |session: &SessionStatus| session.sent > UNDER_WAY.0 && session.received > UNDER_WAY.1;
+        let bulky = bulk.is_none() || status.sessions.values().any(under_way);
+        (served(&seen) >= 10 && seen.long_lived.messages >= 5 && bulky).then_some(())
     });
     assert!(flows.await.is_some(), "nothing flows\n{}", daemon.tail());
     let mut done = Done::default();
@@ -233,13 +266,19 @@ async fn attempt(plan: Arc<Plan>) -> Figures {
     }
     Step::Over.perform(&lab, &daemon, &mut done).await;
     lab.clear_all();
+    let over = SystemTime::now();
 
     let seen = load.seen();
     let (before, messages) = (served(&seen), seen.long_lived.messages);
     let again = wait(SERVED_AGAIN, || {
         let seen = load.seen();
-        let all = served(&seen) >= before + plan.rate as usize && seen.long_lived.messages >= messages + 10;
-        (all && seen.waiting <= 2).then_some(())
+        let all = served(&seen) >= before + plan.rate as usize;
+        // Behind transfers everything takes longer; and what is open may be on a session that is being repaired.
+        let well = match plan.bulk {
+            None => seen.long_lived.messages >= messages + 10 && seen.waiting <= 2,
+            Some(_) => newest_served(&seen, plan.rate as usize / 2),
+        };
+        (all && well).then_some(())
     });
     let again = again.await;
     let mut figures = Figures::default();
@@ -247,18 +286,32 @@ async fn attempt(plan: Arc<Plan>) -> Figures {
         figures.breaches.push(NOT_SERVED.into());
     }
     figures.recovery = again.map_or(SERVED_AGAIN, |((), took)| took);
+    if plan.bulk.is_some() {
+        let goes_on = || (load.seen().long_lived.messages >= messages + 5).then_some(());
+        if wait(SERVED_AGAIN.max(repair), goes_on).await.is_none() {
+            figures.breaches.push("the connection that stays open is neither served nor cut".into());
+        }
+    }
     let seen = load.finish().await;
     let rest = settled(&lab, &daemon, plan.sessions, base).await;
     figures.usage = [base, rest.clone().unwrap_or_default()];
     figures.breaches.extend(rest.err().map(|text| format!("not given back: {text}")));
     let log = daemon.end().await;
-    figures.judge(&plan, &lab, &done, &seen, &log);
+    figures.judge(&plan, &lab, &done, over, &seen, &log);
     figures
 }
 
 impl Figures {
-    fn judge(&mut self, plan: &Plan, lab: &Lab, done: &Done, seen: &Seen, log: &[Arc<Line>]) {
-        let Bound { wait, recovery, cuts, starts, times_out } = plan.bound;
+    fn judge(
+        &mut self,
+        plan: &Plan,
+        lab: &Lab,
+        done: &Done,
+        over: SystemTime,
+        seen: &Seen,
+        log: &[Arc<Line>],
+    ) {
+        let Bound { wait, recovery, cuts, starts, times_out, late, resets, repair } = plan.bound;
         let service = lab.status();
         let ends: Vec<_> = ends(log);
         // Those that the destination turned away are not among those that the daemon says it has cut.
@@ -304,10 +357,10 @@ impl Figures {
             interrupted
                 .iter()
                 .filter_map(|line| line.at.duration_since(attempt.at).ok())
-                .any(|later| later < GIVEN_BEFORE)
+                .any(|later| later < if plan.bulk.is_some() { GIVEN_BEFORE_A_GAP } else { GIVEN_BEFORE })
         };
         let lasted: Duration = plan.steps.iter().map(Step::lasts).sum();
-        for (given, wait) in [(false, wait), (true, wait.max(lasted + recovery))] {
+        for (given, wait) in [(false, wait), (true, wait.max(lasted + recovery.max(repair)))] {
             let served = seen.attempts.iter().filter(|attempt| attempt.failure.is_none());
             let held =
                 served.filter(|attempt| given_before(attempt) == given).map(|attempt| attempt.took).max();
@@ -317,6 +370,35 @@ impl Figures {
                 held > wait && !stalled,
                 format!("a connection waited{session} {held:.1?} of at most {wait:?}"),
             );
+        }
+        let after = seen.attempts.iter().filter(|attempt| attempt.failure.is_none() && attempt.at >= over);
+        self.late =
+            after.filter(|attempt| !given_before(attempt)).map(|one| one.took).max().unwrap_or_default();
+        breach(
+            plan.bulk.is_some() && self.late > late && !stalled,
+            format!("one that came when it was over waited {:.1?} of at most {late:?}", self.late),
+        );
+        let ended =
+            |wanted: fn(&End) -> bool| seen.transfers.iter().filter(move |one| wanted(&one.end)).count();
+        self.transfers =
+            [ended(|end| *end == End::Complete), ended(|end| matches!(end, End::Reset(_) | End::Empty))];
+        for transfer in &seen.transfers {
+            let wrong = match transfer.end {
+                End::Complete | End::Reset(_) => false,
+                // Sent away, or its destination refused.
+                End::Empty => {
+                    let held = times_out && transfer.took >= HOLD - Duration::from_millis(100);
+                    !held && !done.is_without_destination(transfer.at, transfer.at + transfer.took)
+                }
+                End::Wrong(_) | End::Stuck => true,
+            };
+            breach(wrong, transfer.to_string());
+        }
+        breach(self.transfers[1] > resets, format!("{} transfers reset, of {resets}", self.transfers[1]));
+        for direction in [Direction::Download, Direction::Upload] {
+            let mut of_it = seen.transfers.iter().filter(|one| one.direction == direction);
+            let none = !of_it.any(|one| one.end == End::Complete);
+            breach(plan.bulk.is_some() && none, format!("no {direction} has completed"));
         }
         breach(
             self.recovery > recovery && !stalled,
@@ -328,7 +410,10 @@ impl Figures {
         );
         let most = plan.sessions * (1 + starts);
         breach(self.starts > most, format!("StartSession {}× of {most}", self.starts));
-        breach(!service.sessions.is_empty(), format!("left at the service: {:?}", service.sessions));
+        // What was asked for in a freeze may be begun when the one who has asked is gone.
+        let frozen = plan.steps.iter().any(|step| step.fault() == Some(Fault::Freeze));
+        let left = service.sessions.values().filter(|session| !frozen || session.met).count();
+        breach(left > 0, format!("left at the service: {:?}", service.sessions));
         breach(!service.violations.is_empty(), format!("{:?}", service.violations));
         if !self.breaches.is_empty() {
             println!("---- {} [{} {}]\n{}", plan.name, plan.mode.word(), plan.sessions, told(log));
@@ -354,6 +439,13 @@ impl Figures {
             before.descriptors,
             after.descriptors,
         );
+        if self.transfers != [0, 0] {
+            let [complete, reset] = self.transfers;
+            let late = self.late.as_secs_f64();
+            line += &format!(
+                ", transfers {complete} complete, {reset} reset; longest wait afterwards {late:.1} s"
+            );
+        }
         if self.stalls > 0 {
             line += &format!(", {} messages never acknowledged by the plugin", self.stalls);
         }
@@ -391,6 +483,13 @@ pub fn words(attempt: &Attempt) -> String {
 /// The kernel or the daemon has sent it away at once: nobody listens.
 pub fn says_refused(attempt: &Attempt) -> bool {
     attempt.failure.as_deref().is_some_and(|text| text.contains("refused"))
+}
+
+/// Whether the newest ones that have ended were served, each within a second or so.
+fn newest_served(seen: &Seen, count: usize) -> bool {
+    let newest: Vec<_> = seen.attempts.iter().rev().take(count).collect();
+    newest.len() == count
+        && newest.iter().all(|one| one.failure.is_none() && one.took < Duration::from_secs(2))
 }
 
 /// Connections that were served.

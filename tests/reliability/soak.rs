@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use autossm_lab::Lab;
-use autossm_lab::fault::{ApiFault, Call, Fault, Link, Loss, UpgradeFault};
-use autossm_lab::load::{Load, Seen};
+use autossm_lab::bulk::{Bulk, End};
+use autossm_lab::fault::{ApiFault, Call, Fault, Link, Loss, Report, UpgradeFault};
+use autossm_lab::load::{Load, Manner, Seen};
 use autossm_lab::options::Options;
 use nix::sys::signal::{Signal, kill};
 use tokio::process::Command;
@@ -29,10 +30,18 @@ const IDLE: std::ops::Range<u32> = 12..14;
 /// Each opens so many new connections a second, and has one that stays open.
 const RATE: u32 = 4;
 const LOADS: usize = 5;
+/// Behind transfers a new connection takes half a second.
+const WAITING: usize = RATE as usize;
+/// Of one of them, one after the other in each direction.
+const BULK: Bulk = Bulk { bytes: 1 << 20, line_feeds: true, patience: Duration::from_secs(180) };
 /// Hours until everything has been used once.
 const WARM_UP: u32 = 3;
 /// From then on to the end, in kB: resident memory may grow by no more.
 const GROWTH: u64 = 1536;
+/// The agent's messages of it are repaired in half a minute.
+const ALL_LOST: Duration = Duration::from_millis(300);
+/// No agent gives up in it to reconnect.
+const AGENT_REFUSED: Duration = Duration::from_secs(2);
 /// Clients are held for 30 s and the clock of network failures ends at 10 s: within this nobody is sent away.
 const LONGEST_FAULT: Duration = Duration::from_secs(15);
 /// They are renewed when a third of their life is left.
@@ -156,7 +165,11 @@ async fn day(program: &Path, hour: Duration, form: &'static Form) -> Day {
                 seen.push(Load::finish(load).await);
             }
         } else if loads.is_empty() && !IDLE.contains(&number) {
-            loads.extend((0..LOADS).map(|_| Load::start(daemon.address, RATE)));
+            loads.extend((0..LOADS).map(|number| {
+                // One of them has transfers, too.
+                let bulk = (number == 0).then_some(BULK);
+                Load::with(daemon.address, Manner { bulk, ..Manner::small(RATE) })
+            }));
         }
         Step::Close.perform(&lab, &daemon, &mut done).await;
         sleep_until(begins + hour * 2 / 5).await;
@@ -170,7 +183,7 @@ async fn day(program: &Path, hour: Duration, form: &'static Form) -> Day {
         let again = run::wait(run::SERVED_AGAIN, || {
             let answered = |(load, before): (&Load, &u64)| {
                 let seen = load.seen();
-                seen.waiting <= 2 && seen.long_lived.messages > before + 5
+                seen.waiting <= WAITING && seen.long_lived.messages > before + 5
             };
             let well = lab.status().ready_sessions() > 0 && loads.iter().zip(&before).all(answered);
             well.then_some(())
@@ -203,6 +216,15 @@ async fn day(program: &Path, hour: Duration, form: &'static Form) -> Day {
     // One that comes back while the destination refuses is turned away again and again.
     let cuts = seen.iter().flat_map(|seen| &seen.long_lived.cuts);
     let cut = cuts.filter(|(at, _)| !done.is_without_destination(*at, *at)).count();
+    let transfers: Vec<_> = seen.iter_mut().flat_map(|seen| std::mem::take(&mut seen.transfers)).collect();
+    let complete = transfers.iter().filter(|transfer| transfer.end == End::Complete).count();
+    let wrong = transfers.iter().filter(|transfer| match transfer.end {
+        End::Complete | End::Reset(_) => false,
+        End::Empty => !done.is_without_destination(transfer.at, transfer.at + transfer.took),
+        End::Wrong(_) | End::Stuck => true,
+    });
+    let wrong: Vec<_> = wrong.map(ToString::to_string).collect();
+    let reset = transfers.len() - complete - wrong.len();
     let all = Seen { attempts: seen.into_iter().flat_map(|seen| seen.attempts).collect(), ..Seen::default() };
     let connections = all.attempts.len();
     let refused = all.failures().filter(|attempt| says_refused(attempt)).count();
@@ -229,6 +251,8 @@ async fn day(program: &Path, hour: Duration, form: &'static Form) -> Day {
             "long-lived connections cut {cut}×, sessions ended {entitled}× by faults, {aged}× by the account"
         ),
     );
+    breach(!wrong.is_empty(), format!("transfers: {}", wrong.join("; ")));
+    breach(complete == 0, "no transfer has completed".into());
     breach(aged == 0, "no session ever reached the account's maximum".into());
     // One is the refused destination's.
     breach(rotated < 2, format!("{rotated} sessions were replaced before their time"));
@@ -237,13 +261,15 @@ async fn day(program: &Path, hour: Duration, form: &'static Form) -> Day {
     breach(rest.is_err(), format!("not given back: {rest_text}"));
     breach(fetched < 2, format!("credentials fetched {fetched}×"));
     breach(service.expired_keys > 0, format!("{} calls with expired credentials", service.expired_keys));
-    breach(!service.sessions.is_empty(), format!("left at the service: {:?}", service.sessions));
+    // What was asked for in a freeze may be begun when the one who has asked is gone.
+    let left = service.sessions.values().filter(|session| session.met).count();
+    breach(left > 0, format!("left at the service: {:?}", service.sessions));
     breach(!service.violations.is_empty(), format!("{:?}", service.violations));
 
     let rest = rest.unwrap_or_default();
     let summary = format!(
         "24 h in {:.0} s with the {}: {connections} connections, {refused} refused, {} failed; longest wait {:.1} s; \
-         {} data channels opened, {} resumed, {} sessions started, {rotated} replaced before their time; {LOADS} long-lived \
+         {complete} transfers of 1 MiB complete, {reset} reset; {} data channels opened, {} resumed, {} sessions started, {rotated} replaced before their time; {LOADS} long-lived \
          connections were cut {cut}×, in sessions that were ended {entitled}× by a fault and {aged}× by the account's maximum; \
          credentials fetched {fetched}×, {} calls with expired ones; {warm} kB resident after {WARM_UP} h, {at_end} kB at the \
          end; tasks {} → {}, descriptors {} → {}.",
@@ -282,9 +308,23 @@ impl Sample {
 /// What goes wrong in this hour, for at most this time.
 fn fault(hour: u32, time: Duration) -> Vec<Step> {
     let begin = |fault| Step::Begin(fault, time);
-    let (lost, link) = (0.02, Link { latency: Duration::from_millis(100), bandwidth: 100_000 });
-    let loss = Loss { input: lost, output: lost, acknowledgements_in: lost, acknowledgements_out: lost };
-    match hour % 12 {
+    // The second half of the day is the first one's, but for what happens to agents, and to bytes under way.
+    match hour {
+        14 => vec![begin(Fault::Freeze)],
+        15 => vec![Step::CloseAgents],
+        16 => vec![Step::Begin(Fault::LostMessages(Loss::of(1.0)), time.min(ALL_LOST))],
+        17 => vec![Step::KillWorker(Report::AtOnce)],
+        18 => vec![Step::CloseBoth],
+        19 => vec![Step::Begin(Fault::AgentRefuse, time.min(AGENT_REFUSED))],
+        _ => first_half(hour % 12, time),
+    }
+}
+
+fn first_half(hour: u32, time: Duration) -> Vec<Step> {
+    let begin = |fault| Step::Begin(fault, time);
+    let link = Link { latency: Duration::from_millis(100), bandwidth: 100_000 };
+    let loss = Loss::of(0.02);
+    match hour {
         0 => vec![begin(Fault::Api(Call::Resume, ApiFault::Forbidden)), Step::Close],
         1 => vec![Step::Plugin(Signal::SIGKILL)],
         2 => vec![begin(Fault::Refuse)],
@@ -302,7 +342,7 @@ fn fault(hour: u32, time: Duration) -> Vec<Step> {
 
 /// Whether connections are lost with the session that ends by it.
 fn cuts(step: &Step) -> bool {
-    matches!(step, Step::Terminate | Step::Plugin(_))
+    matches!(step, Step::Terminate | Step::Plugin(_) | Step::KillWorker(_))
 }
 
 /// Credentials that expire, as those of a role: the lab refuses them when their time is over.

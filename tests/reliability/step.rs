@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use autossm_lab::Lab;
-use autossm_lab::fault::{ApiFault, Call, Fault, Link, UpgradeFault};
+use autossm_lab::fault::{ApiFault, Call, Fault, Link, Loss, Report, UpgradeFault};
 use autossm_lab::load::Attempt;
 use clap::ValueEnum as _;
 use nix::sys::signal::{Signal, kill};
@@ -18,10 +18,18 @@ use crate::daemon::Daemon;
 /// One thing that goes wrong.
 #[derive(Clone, Debug)]
 pub enum Step {
-    /// The service closes every data channel, as it does every hour.
+    /// The service closes every client's data channel, as it does every hour.
     Close,
-    /// Every data channel's TCP connection is reset.
+    /// The TCP connection of every client's data channel is reset.
     Abort,
+    /// The service closes every agent's data channel.
+    CloseAgents,
+    /// Every agent's TCP connection is reset.
+    AbortAgents,
+    /// The service closes both sides' data channels.
+    CloseBoth,
+    /// The worker of one session is killed, and that is reported or not.
+    KillWorker(Report),
     /// The service ends every session.
     Terminate,
     /// A plugin gets this signal.
@@ -56,6 +64,17 @@ impl Step {
         match *self {
             Self::Close => drop(open(|| lab.close_all(1000, "Bye")).await),
             Self::Abort => drop(open(|| lab.abort_all()).await),
+            Self::CloseAgents => drop(open(|| lab.close_agents(1000, "Bye")).await),
+            Self::AbortAgents => drop(open(|| lab.abort_agents()).await),
+            Self::CloseBoth => {
+                let both = || lab.close_all(1000, "Bye").min(lab.close_agents(1000, "Bye"));
+                let _ = open(both).await;
+            }
+            Self::KillWorker(report) => {
+                if let Some(session) = lab.sessions().first() {
+                    lab.kill_agent(session, report);
+                }
+            }
             Self::Terminate => {
                 lab.terminate_all("Session terminated by an administrator");
             }
@@ -166,6 +185,14 @@ impl fmt::Display for Step {
         match self {
             Self::Close => f.write_str("data channels closed"),
             Self::Abort => f.write_str("data channels reset"),
+            Self::CloseAgents => f.write_str("agents' data channels closed"),
+            Self::AbortAgents => f.write_str("agents' data channels reset"),
+            Self::CloseBoth => f.write_str("both sides' data channels closed"),
+            Self::KillWorker(Report::AtOnce) => f.write_str("an agent's worker killed, reported at once"),
+            Self::KillWorker(Report::After(time)) => {
+                write!(f, "an agent's worker killed, reported after {}", seconds(time))
+            }
+            Self::KillWorker(Report::Never) => f.write_str("an agent's worker killed, never reported"),
             Self::Terminate => f.write_str("sessions terminated"),
             Self::Plugin(signal) => write!(f, "plugin {signal}"),
             Self::Garbage => f.write_str("garbage on a data channel"),
@@ -214,6 +241,7 @@ pub fn words(fault: &Fault) -> String {
         Fault::SlowLink(Link { latency, bandwidth }) => {
             format!("way slow ({} ms, {} kB/s)", latency.as_millis(), bandwidth / 1000)
         }
+        Fault::LostMessages(loss) if *loss == Loss::of(1.0) => "everything lost".into(),
         Fault::LostMessages(loss) => format!("{:.0} % of messages lost", 100.0 * loss.input),
         Fault::AgentAway => "agent away".into(),
         Fault::IdleTimeout(limit) => format!("idle timeout of {} s", limit.as_secs()),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use autossm_lab::fault::{ApiFault, Call, Fault, Link, Loss, UpgradeFault};
+use autossm_lab::fault::{ApiFault, Call, Fault, Link, Loss, Report, UpgradeFault};
 use clap::ValueEnum as _;
 use futures_util::{StreamExt as _, stream};
 use nix::sys::signal::Signal;
@@ -19,6 +19,9 @@ const RATE: u32 = 10;
 pub const TUNNELS: [(Mode, u64); 4] =
     [(Mode::Hold, 1), (Mode::Hold, 2), (Mode::Observe, 1), (Mode::Observe, 2)];
 
+/// A tunnel with transfers is as much work as so many without.
+const HEAVY: usize = 3;
+
 /// A fault, and what clients may see of it.
 pub struct Row {
     pub name: String,
@@ -30,6 +33,8 @@ pub struct Row {
     long: bool,
     /// Of an account that has its sessions encrypted.
     encrypted: bool,
+    /// Bytes of each of the transfers that run beside the new connections.
+    bulk: Option<usize>,
 }
 
 /// One row's figures on the four tunnels.
@@ -44,6 +49,13 @@ const A_LITTLE: u64 = 4;
 /// An interrupted session is replaced after `failover_after`.
 const FAILOVER: u64 = 5 + A_LITTLE;
 
+/// When a fault is over that has lost nothing; beside many other tunnels on a busy machine.
+const SOON: u64 = 2 + 1;
+/// A gap is one when it is so old.
+const GAP: u64 = 2;
+/// The agent's in a second; and of a megabyte.
+const MESSAGES: u64 = 900;
+
 /// In observe mode nothing is known of the agent. When it is back the plugin sends again what was lost, a message every 100 ms:
 /// of each connection that was opened meanwhile about three.
 const fn catching_up(lasted: u64) -> u64 {
@@ -52,12 +64,27 @@ const fn catching_up(lasted: u64) -> u64 {
 
 /// At most this wait and, when the fault is over, no longer than that until all is as before.
 fn bound(wait: u64, recovery: u64) -> Bound {
-    Bound { wait: seconds(wait), recovery: seconds(recovery), cuts: 0, starts: 0, times_out: false }
+    Bound {
+        wait: seconds(wait),
+        recovery: seconds(recovery),
+        cuts: 0,
+        starts: 0,
+        times_out: false,
+        late: seconds(recovery),
+        resets: 0,
+        repair: Duration::ZERO,
+    }
 }
 
 impl Bound {
+    /// With what is open the transfers are cut, too.
     fn cuts(self, cuts: usize) -> Self {
-        Self { cuts, ..self }
+        Self { cuts, resets: 2 * cuts, ..self }
+    }
+
+    /// So long afterwards what is open on a session with a gap is served again, or was cut.
+    fn repaired_after(self, repair: u64) -> Self {
+        Self { repair: seconds(repair), ..self }
     }
 
     fn starts(self, starts: u64) -> Self {
@@ -70,7 +97,8 @@ impl Bound {
 }
 
 fn row<const N: usize>(name: impl Into<String>, steps: [Step; N], hold: Bound, observe: Bound) -> Row {
-    Row { name: name.into(), steps: steps.into(), hold, observe: Ok(observe), long: false, encrypted: false }
+    let (name, steps) = (name.into(), steps.into());
+    Row { name, steps, hold, observe: Ok(observe), long: false, encrypted: false, bulk: None }
 }
 
 impl Row {
@@ -81,6 +109,16 @@ impl Row {
 
     fn long(self) -> Self {
         Self { long: true, ..self }
+    }
+
+    /// With a download and an upload of so many megabytes at any time.
+    fn with_transfers(self, megabytes: usize) -> Self {
+        Self { bulk: Some(megabytes << 20), ..self }
+    }
+
+    /// Whether there are transfers.
+    pub fn has_transfers(&self) -> bool {
+        self.bulk.is_some()
     }
 
     fn not_in_observe(self, why: &'static str) -> Self {
@@ -99,6 +137,8 @@ impl Row {
 pub fn rows() -> Vec<Row> {
     let mut rows = life();
     rows.extend(outages());
+    rows.extend(transfers());
+    rows.extend(agents());
     rows.extend(step::CALLS.iter().flat_map(|call| {
         let kinds = ApiFault::value_variants().iter();
         // It has no meaning on the other calls.
@@ -271,6 +311,113 @@ fn outages() -> Vec<Row> {
     ]
 }
 
+/// What happens to the clients' way, under transfers.
+fn transfers() -> Vec<Row> {
+    let pause = |time| Step::Pause(seconds(time));
+    let lasts = |fault: Fault, time| [Step::Begin(fault, seconds(time)), Step::Over];
+    // Nothing is lost: all goes on where it was. Those that waited out `hold` are sent away.
+    let frozen = |time: u64| {
+        let hold = bound(time + SOON, SOON).starts(3);
+        let hold = if time >= 30 { hold.times_out() } else { hold };
+        row(format!("link frozen for {time} s"), lasts(Fault::Freeze, time), hold, hold).with_transfers(12)
+    };
+    // The agent's messages of that time are sent again one at a time, ten in a second.
+    let lost = |time: u64| {
+        let hold =
+            bound(GAP + FAILOVER, GAP + FAILOVER).cuts(1).starts(1).repaired_after(MESSAGES * time / 10 + 60);
+        row(
+            format!("everything lost for {time} s"),
+            lasts(Fault::LostMessages(Loss::of(1.0)), time),
+            hold,
+            hold,
+        )
+        .with_transfers(12)
+        .not_in_observe(
+            "the plugin acknowledges nothing twice: a lost acknowledgement and a lost message stall it",
+        )
+    };
+    vec![
+        row(
+            "data channels closed ten times, 3 s apart, under transfers",
+            [Step::Close, pause(3)],
+            bound(SOON + A_LITTLE, SOON).repaired_after(30),
+            bound(FAILOVER + A_LITTLE, FAILOVER + A_LITTLE).cuts(10).starts(10).repaired_after(60),
+        )
+        .repeated(10)
+        .with_transfers(12),
+        frozen(20),
+        frozen(30),
+        frozen(40),
+        frozen(90).long(),
+        lost(1).long(),
+        lost(5).long(),
+    ]
+}
+
+/// What happens to agents, under transfers.
+fn agents() -> Vec<Row> {
+    const NOTHING_IS_KNOWN: &str = "nothing is known of the agent there";
+    let lasts = |fault: Fault, time| [Step::Begin(fault, seconds(time)), Step::Over];
+    // It is back at once; what was under way is sent again.
+    let back = bound(SOON + A_LITTLE, SOON).repaired_after(30);
+    let caught_up = bound(catching_up(3), catching_up(3)).repaired_after(60);
+    let next_attempt = 10 + A_LITTLE;
+    // What it holds is cut when it can no longer come back.
+    let gone = bound(FAILOVER, FAILOVER).cuts(1).starts(1).repaired_after(90);
+    vec![
+        row("agents' data channels closed", [Step::CloseAgents], back, caught_up).with_transfers(4),
+        row("agents' data channels reset", [Step::AbortAgents], back, caught_up).with_transfers(4),
+        row("both sides' data channels closed", [Step::CloseBoth], back, caught_up).with_transfers(4),
+        // It sends into nothing until it is back after 3 to 6 s, and all of that again, one at a time.
+        row(
+            "agents refused for 3 s",
+            lasts(Fault::AgentRefuse, 3),
+            bound(FAILOVER, FAILOVER).cuts(1).starts(1).repaired_after(4 * MESSAGES / 10 + 60),
+            caught_up,
+        )
+        .with_transfers(4)
+        .not_in_observe(NOTHING_IS_KNOWN)
+        .long(),
+        // It has given up by then, and the agents of new sessions cannot come either.
+        row(
+            "agents refused for 20 s",
+            lasts(Fault::AgentRefuse, 20),
+            bound(20 + next_attempt, next_attempt).cuts(1).starts(4).times_out().repaired_after(90),
+            caught_up,
+        )
+        .with_transfers(4)
+        .not_in_observe(NOTHING_IS_KNOWN),
+        row(
+            "the agents' link frozen for 20 s",
+            lasts(Fault::AgentFreeze, 20),
+            bound(20 + next_attempt, SOON).starts(2).times_out(),
+            caught_up,
+        )
+        .with_transfers(12)
+        .not_in_observe(NOTHING_IS_KNOWN),
+        row(
+            "an agent's worker killed, reported at once",
+            [Step::KillWorker(Report::AtOnce)],
+            bound(A_LITTLE, A_LITTLE).cuts(1).starts(1),
+            bound(A_LITTLE, A_LITTLE).cuts(1).starts(1),
+        )
+        .with_transfers(4),
+        row(
+            "an agent's worker killed, reported after 60 s",
+            [Step::KillWorker(Report::After(seconds(60)))],
+            gone,
+            gone,
+        )
+        .with_transfers(4)
+        .not_in_observe(NOTHING_IS_KNOWN)
+        .long(),
+        row("an agent's worker killed, never reported", [Step::KillWorker(Report::Never)], gone, gone)
+            .with_transfers(4)
+            .not_in_observe(NOTHING_IS_KNOWN)
+            .long(),
+    ]
+}
+
 /// A call of the API fails for 10 s, just when it is needed.
 fn api(call: Call, kind: ApiFault) -> Row {
     const TIME: u64 = 10;
@@ -335,7 +482,7 @@ pub async fn run(program: &Path, only: &str, long: bool, jobs: usize, write: boo
         for (column, (mode, sessions)) in TUNNELS.into_iter().enumerate() {
             if let Ok(bound) = row.bound(mode) {
                 let (name, steps) = (row.name.clone(), row.steps.clone());
-                let encrypted = row.encrypted;
+                let (encrypted, bulk) = (row.encrypted, row.bulk);
                 let plan = Plan {
                     program: program.to_owned(),
                     name,
@@ -343,6 +490,7 @@ pub async fn run(program: &Path, only: &str, long: bool, jobs: usize, write: boo
                     sessions,
                     rate: RATE,
                     encrypted,
+                    bulk,
                     steps,
                     bound,
                 };
@@ -355,19 +503,24 @@ pub async fn run(program: &Path, only: &str, long: bool, jobs: usize, write: boo
     let count = plans.len();
     println!("{count} tunnels under test, {jobs} at a time");
     let mut results: Vec<Results> = rows.iter().map(|_| Results::default()).collect();
-    let mut runs = stream::iter(plans)
-        .map(|(number, column, _, plan)| async move { (number, column, run::run(plan).await) })
-        .buffer_unordered(jobs);
-    while let Some((number, column, figures)) = runs.next().await {
-        results[number][column] = Some(figures);
+    // Transfers take a good part of a core each.
+    let (heavy, light): (Vec<_>, Vec<_>) = plans.into_iter().partition(|(.., plan)| plan.bulk.is_some());
+    for (plans, jobs) in [(light, jobs), (heavy, jobs.div_ceil(HEAVY))] {
+        let mut runs = stream::iter(plans)
+            .map(|(number, column, _, plan)| async move { (number, column, run::run(plan).await) })
+            .buffer_unordered(jobs);
+        while let Some((number, column, figures)) = runs.next().await {
+            results[number][column] = Some(figures);
+        }
     }
-    let table = document::table(&rows, &results);
-    println!("\n{table}\nin {:.0} s", began.elapsed().as_secs_f64());
+    let tables = [false, true].map(|transfers| document::table(&rows, &results, transfers));
+    println!("\n{}\n{}\nin {:.0} s", tables[0], tables[1], began.elapsed().as_secs_f64());
     let all: Vec<_> = results.iter().flatten().flatten().collect();
     run::tell_breaches(&all);
     let well = all.iter().all(|figures| figures.breaches.is_empty());
     if write && well {
-        document::write("table", &table);
+        document::write("table", &tables[0]);
+        document::write("table of transfers", &tables[1]);
     }
     well
 }

@@ -98,6 +98,8 @@ pub struct SessionStatus {
     pub reason: String,
     /// Its client's data channel is open.
     pub connected: bool,
+    /// It was open once.
+    pub met: bool,
     /// Its agent's data channel is open.
     pub agent_connected: bool,
     /// Its agent has given up to reconnect: its worker stays, and does nothing for ever.

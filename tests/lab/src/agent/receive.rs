@@ -33,9 +33,17 @@ impl Agent {
             Streams::new(self.state.clone(), self.session.clone(), &self.plan, output, self.mux.clone())
         });
         let mut receiver = Receiver { incoming: Incoming::default(), missing: None, streams };
+        let mut never = true;
         while let Some(opened) = self.connect().await {
+            never = false;
             self.read(opened, &mut receiver).await;
             self.socket.send_replace(None);
+        }
+        if never {
+            // Its supervisor tells the service, over a connection that has the same way.
+            let mut faults = self.state.faults.subscribe();
+            let _ = faults.wait_for(|faults| faults.agent_network != Network::Refusing).await;
+            return self.wind_up(&format!("Setting up data channel with id {} failed", self.session), false);
         }
         // Its worker stays, useless: whom it could tell it cannot reach.
         self.state.count(|status| status.session(&self.session, |session| session.agent_gave_up = true));

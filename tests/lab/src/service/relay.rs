@@ -114,7 +114,10 @@ impl Relay {
     fn connected(&self, side: Side, connected: bool) {
         self.state.count(|status| {
             status.session(&self.session, |session| match side {
-                Side::Client => session.connected = connected,
+                Side::Client => {
+                    session.connected = connected;
+                    session.met = true;
+                }
                 Side::Agent => session.agent_connected = connected,
             });
         });
