@@ -17,7 +17,7 @@ use crate::control::protocol::{
 use crate::control::time::Timestamp;
 use crate::tunnel::status::{self, SessionStatus};
 use crate::tunnel::step::Step;
-use crate::tunnel::{self, Time};
+use crate::tunnel::{self, InterruptionCause, Time};
 
 /// A round trip is shown for so long, beyond the time until the next keep-alive.
 const ROUND_TRIP_AGE: Duration = Duration::from_secs(60);
@@ -187,7 +187,13 @@ impl Driver {
         };
         let interruption = core.down_since.map(|since| Interruption {
             since: clock.at(since),
+            cause: seen.cause().map(cause).unwrap_or_default(),
             reason: seen.down.as_ref().map(|down| down.reason.clone()).unwrap_or_default(),
+            missing_messages: seen.down.as_ref().map_or(0, |down| down.gap.from_agent + down.gap.from_plugin),
+            repair_ms: seen
+                .down
+                .as_ref()
+                .map_or(0, |down| u64::try_from(down.gap.repair_time().as_millis()).unwrap_or(u64::MAX)),
             failed_attempts: seen.down.as_ref().map_or(0, |down| down.failed_attempts),
             failure: seen.down.as_ref().and_then(|down| down.failure.as_ref()).map(|(at, failure)| Failure {
                 at: clock.instant(*at),
@@ -235,6 +241,17 @@ pub(super) fn state(status: &status::Status) -> State {
         status::State::Draining => State::Draining,
         status::State::Stopping => State::Stopping,
         status::State::Stopped => State::Stopped,
+    }
+}
+
+/// What keeps a session from serving, in the protocol's terms.
+pub(super) fn cause(cause: InterruptionCause) -> protocol::InterruptionCause {
+    match cause {
+        InterruptionCause::Closed => protocol::InterruptionCause::Closed,
+        InterruptionCause::Unanswered => protocol::InterruptionCause::Unanswered,
+        InterruptionCause::AgentAway => protocol::InterruptionCause::AgentAway,
+        InterruptionCause::AgentSilent => protocol::InterruptionCause::AgentSilent,
+        InterruptionCause::Gap => protocol::InterruptionCause::Gap,
     }
 }
 

@@ -40,7 +40,7 @@ use crate::config::{self, GatewayMode};
 use crate::control::access::Access;
 use crate::control::place;
 use crate::control::server::{Ask, Server};
-use crate::gateway::{self, Authority};
+use crate::gateway::{self, Authority, Interruption};
 use crate::plugin::process::Running;
 use crate::plugin::version::Versions;
 use crate::proxy::{Route, Stats};
@@ -316,8 +316,10 @@ impl Driver {
             Message::Gateway(generation, event) => {
                 self.saw(generation, &event);
                 let away = match event {
-                    gateway::Event::AgentAway | gateway::Event::AgentSilent { .. } => Some(true),
-                    gateway::Event::AgentBack | gateway::Event::ChannelResumed { .. } => Some(false),
+                    gateway::Event::Interrupted(Interruption::AgentAway | Interruption::AgentSilent) => {
+                        Some(true)
+                    }
+                    gateway::Event::Interrupted(_) | gateway::Event::ChannelResumed { .. } => Some(false),
                     _ => None,
                 };
                 if let Some(away) = away {

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::gateway;
+use crate::gateway::{self, Gap, Interruption};
 use crate::plugin::output::Output;
 use crate::plugin::process;
+use crate::tunnel::InterruptionCause;
 use crate::tunnel::failure::Failure;
 
 /// One session's facts, each as new as the last event about it.
@@ -32,8 +33,12 @@ pub(super) struct Seen {
 /// A data channel that is down, or as good as that because the agent is silent.
 #[derive(Debug)]
 pub(super) struct Down {
+    /// What keeps the session from serving at the moment.
+    pub cause: InterruptionCause,
     pub reason: String,
-    /// It was closed, and not only the agent silent: it has to be resumed.
+    /// What is missing, where that is the cause.
+    pub gap: Gap,
+    /// It was closed: it has to be resumed.
     pub closed: bool,
     pub failed_attempts: u64,
     /// When the next attempt is made, or the last one was begun.
@@ -91,7 +96,12 @@ impl Seen {
                 self.no_keepalive = Some("another process has connected to the plugin's port");
             }
             gateway::Event::ChannelClosed { reason, .. } => self.closed(reason),
-            gateway::Event::AgentSilent { reason } => drop(self.interrupted(reason)),
+            gateway::Event::Interrupted(interruption) => {
+                let down = self.interrupted(interruption.cause(), &interruption.to_string());
+                if let Interruption::Gap { missing, .. } = interruption {
+                    down.gap = *missing;
+                }
+            }
             // In `observe` mode every opening looks like the first.
             gateway::Event::ChannelOpened | gateway::Event::ChannelResumed { .. } => self.resumed(),
             gateway::Event::ResumeFailed(failure) => {
@@ -130,18 +140,31 @@ impl Seen {
     }
 
     fn closed(&mut self, reason: &str) {
-        self.interrupted(reason).closed = true;
+        // One that is closed again while it is being resumed is so as a consequence.
+        if !self.is_closed() || self.cause() != Some(InterruptionCause::Closed) {
+            self.interrupted(InterruptionCause::Closed, reason).closed = true;
+        }
     }
 
-    fn interrupted(&mut self, reason: &str) -> &mut Down {
-        let down = || Down {
-            reason: reason.to_owned(),
+    fn interrupted(&mut self, cause: InterruptionCause, reason: &str) -> &mut Down {
+        let down = self.down.get_or_insert_with(|| Down {
+            cause,
+            reason: String::new(),
+            gap: Gap::default(),
             closed: false,
             failed_attempts: 0,
             next_attempt: None,
             failure: None,
-        };
-        self.down.get_or_insert_with(down)
+        });
+        down.cause = cause;
+        reason.clone_into(&mut down.reason);
+        down.gap = Gap::default();
+        down
+    }
+
+    /// What keeps the session from serving, if anything.
+    pub(super) fn cause(&self) -> Option<InterruptionCause> {
+        self.down.as_ref().map(|down| down.cause)
     }
 
     fn resumed(&mut self) {
@@ -192,7 +215,7 @@ mod tests {
     #[test]
     fn an_agents_silence_is_an_interruption_and_no_close() {
         let (mut seen, after) = (Seen::default(), Duration::ZERO);
-        let silent = gateway::Event::AgentSilent { reason: "nothing for 15 s".into() };
+        let silent = gateway::Event::Interrupted(Interruption::AgentSilent);
         seen.gateway(&silent);
         assert_eq!((seen.down.is_some(), seen.is_closed()), (true, false));
         seen.gateway(&gateway::Event::ChannelResumed { after, attempts: 0 });

@@ -16,7 +16,7 @@ use super::seen::Seen;
 use crate::aws::api::{Api, StartRequest, StartedSession};
 use crate::config::{self, GatewayMode};
 use crate::gateway::ledger::Ledger;
-use crate::gateway::{self, Gateway};
+use crate::gateway::{self, Gateway, Interruption};
 use crate::plugin::output::Output;
 use crate::plugin::process::{self, Launch, Running};
 use crate::proxy::Route;
@@ -24,7 +24,7 @@ use crate::telemetry::recorder::HISTORY;
 use crate::tunnel::failure::{Class, Failure};
 use crate::tunnel::health::Found;
 use crate::tunnel::rotation::Limit;
-use crate::tunnel::{Generation, SessionEvent};
+use crate::tunnel::{Generation, InterruptionCause, SessionEvent};
 
 /// Events of one session that wait to be passed on.
 const EVENTS: usize = 64;
@@ -70,6 +70,8 @@ pub(super) struct Session {
     ledger: Arc<Ledger>,
     /// The data channel was closed and is not open again yet.
     down: bool,
+    /// What keeps it from serving, as the core was told.
+    interrupted_by: Option<InterruptionCause>,
     /// The number of open connections that was told last.
     told_open: usize,
     /// Why resuming failed last, while the data channel is down.
@@ -155,6 +157,7 @@ impl Session {
                 Some(SessionEvent::Kind(session_type))
             }
             gateway::Event::ChannelClosed { code, reason } => Some(self.closed(code, reason)),
+            gateway::Event::Interrupted(interruption) => self.interrupted(interruption),
             gateway::Event::KmsFailed(failure) => {
                 debug!(tunnel, session, reason = failure.text, "KMS gives no data key");
                 Some(SessionEvent::NotOpened(failure))
@@ -188,15 +191,6 @@ impl Session {
                     duration_us,
                     "the agent has acknowledged a message"
                 );
-                None
-            }
-            gateway::Event::AgentSilent { reason } => Some(self.closed(None, reason)),
-            gateway::Event::AgentAway => {
-                debug!(tunnel, session, event = "agent_away", "the agent has lost its connection");
-                None
-            }
-            gateway::Event::AgentBack => {
-                debug!(tunnel, session, event = "agent_back", "the agent is back");
                 None
             }
             gateway::Event::SessionEnded { reason, declared } => {
@@ -281,11 +275,22 @@ impl Session {
             Some(code) => format!("code {code}: {reason}"),
             None => reason,
         };
-        SessionEvent::ChannelClosed { reason }
+        self.interrupted_by = Some(InterruptionCause::Closed);
+        SessionEvent::Interrupted { cause: InterruptionCause::Closed, reason, lasted: Duration::ZERO }
+    }
+
+    /// The figures of an interruption change all the time; the core hears of its beginning, and of another cause.
+    fn interrupted(&mut self, interruption: Interruption) -> Option<SessionEvent> {
+        self.set_down(true);
+        let (cause, lasted) = (interruption.cause(), interruption.lasted());
+        let same = self.interrupted_by.replace(cause) == Some(cause);
+        let reason = interruption.to_string();
+        (!same).then_some(SessionEvent::Interrupted { cause, reason, lasted })
     }
 
     fn resumed(&mut self, attempts: u32) -> SessionEvent {
         self.set_down(false);
+        self.interrupted_by = None;
         self.resume_failure = None;
         SessionEvent::ChannelResumed { attempts }
     }
@@ -372,7 +377,8 @@ mod tests {
             session.open_route(1, Generation(1), &sender);
             let route = session.route.clone().unwrap();
             let event = session.gateway_event(&config, closed());
-            assert_eq!(event, Some(SessionEvent::ChannelClosed { reason: "reset".into() }));
+            let (cause, lasted) = (InterruptionCause::Closed, Duration::ZERO);
+            assert_eq!(event, Some(SessionEvent::Interrupted { cause, reason: "reset".into(), lasted }));
             assert!(route.interrupted.load(Relaxed), "{mode}");
             let event = session.gateway_event(&config, back);
             assert_eq!(event, Some(SessionEvent::ChannelResumed { attempts: 1 }));

@@ -2,6 +2,7 @@
 //! after each loss.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use futures_util::SinkExt;
@@ -65,6 +66,22 @@ pub enum Outcome {
     Gone,
 }
 
+/// Tells from outside whether an opening message may have reached the service: from then on a data channel that was open
+/// before may bring nothing more.
+#[derive(Clone, Debug, Default)]
+pub struct Commitment(Arc<AtomicBool>);
+
+impl Commitment {
+    fn make(&self) {
+        self.0.store(true, Relaxed);
+    }
+
+    /// Whether it is sent, or being sent.
+    pub fn is_made(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
 impl Dialler {
     /// Opens the data channel, however long it takes: with `ticket` if there is one, then with fresh ones. Every
     /// failure is told.
@@ -73,6 +90,7 @@ impl Dialler {
         mut ticket: Option<Ticket>,
         opening: OpeningMessage,
         mut backoff: Backoff,
+        commitment: Commitment,
         events: mpsc::Sender<Event>,
     ) -> Outcome {
         let mut attempts = 0;
@@ -84,7 +102,7 @@ impl Dialler {
             }
             sleep(delay).await;
             attempts += 1;
-            match self.attempt(ticket.take(), &opening).await {
+            match self.attempt(ticket.take(), &opening, &commitment).await {
                 Ok(Some(link)) => return Outcome::Opened { link: Box::new(link), attempts, backoff },
                 Ok(None) => return Outcome::Gone,
                 Err(failure) => {
@@ -100,6 +118,7 @@ impl Dialler {
         &self,
         ticket: Option<Ticket>,
         opening: &OpeningMessage,
+        commitment: &Commitment,
     ) -> Result<Option<Link>, Failure> {
         let ticket = match ticket {
             Some(ticket) => ticket,
@@ -118,6 +137,7 @@ impl Dialler {
             .map_err(|_| failed("the data channel's upgrade took over 10 s"))?
             .map_err(refused)?;
         let opening = opening.with_token(&ticket.token);
+        commitment.make();
         let sent = timeout(UPGRADE_TIMEOUT, socket.send(Message::text(opening.expose_secret())));
         sent.await
             .map_err(|_| failed("the data channel took no message"))?
