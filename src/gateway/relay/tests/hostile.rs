@@ -143,3 +143,30 @@ fn one_session_holds_no_more_than_it_says() {
         assert!(most <= MAX_HELD, "{most} bytes held");
     }
 }
+
+/// A gap at the beginning of a download that goes on: the agent keeps 100 000 messages, of which the plugin takes as many as
+/// it has room for.
+#[test]
+fn a_hundred_thousand_messages_behind_a_gap_take_no_more() {
+    let (mut relay, now, mut most) = (relay(), Instant::now(), 0);
+    relay.service_sent(now, output(0, message::HANDSHAKE_COMPLETE, b"{}"));
+    relay.plugin_sent(&View::new(&relay.next_for_plugin().unwrap()).unwrap().acknowledgement());
+    let data = output(0, message::DATA, &[b'x'; 1024]);
+    for number in 2..=100_000 {
+        relay.service_sent(now, View::new(&data).unwrap().numbered(number));
+        while let Some(passed_on) = relay.next_for_plugin() {
+            if number <= 10_001 {
+                relay.plugin_sent(&View::new(&passed_on).unwrap().acknowledgement());
+            }
+        }
+        while relay.next_for_service(now).is_some() {}
+        most = most.max(relay.held_bytes());
+    }
+    relay.look(now);
+    assert_eq!(relay.gap(now).0.from_agent, 100_000 - 10_000);
+    assert!(!relay.has_ended(), "it may be repaired yet");
+    assert!(most <= MAX_EARLY_BYTES + 2048, "{most} bytes held");
+    let beyond = View::new(&data).unwrap().numbered(1 + MAX_AHEAD + 1);
+    let Some(Event::SessionEnded { reason, .. }) = relay.service_sent(now, beyond) else { panic!("goes on") };
+    assert!(reason.starts_with("too much is lost to be repaired"), "{reason}");
+}
