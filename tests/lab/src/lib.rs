@@ -21,10 +21,11 @@
 //! | [`destination`] | servers for the far end of tunnels |
 //! | [`control`] | commands as text, for the foreground program |
 //! | [`standin`] | the plugin's stand-in |
-//! | [`load`] | clients, and what they saw |
+//! | [`load`], [`bulk`] | clients, and what they saw |
 //! | [`wire`] | the codec |
 
 mod agent;
+pub mod bulk;
 mod channel;
 pub mod control;
 pub mod destination;

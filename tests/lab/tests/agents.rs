@@ -19,7 +19,7 @@ use client::{Channel, PATIENCE, encoded, frames_until, lab, pushed, start, wait}
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::Message as WsFrame;
 use tokio_tungstenite::{WebSocketStream, client_async};
 
@@ -134,21 +134,31 @@ async fn an_agent_without_a_pong_reconnects() {
 /// A destination that takes nothing keeps the agent from reading its pongs; it finds its time over when it reads again.
 #[tokio::test]
 async fn an_agent_that_cannot_read_trips_its_own_deadline() {
-    let (agent_ping, agent_pong_wait) = (Duration::from_millis(500), Duration::from_millis(900));
-    let options = Options { agent_ping, agent_pong_wait, ..Options::default() };
+    let agent_pong_wait = Duration::from_secs(3);
+    let options = Options { agent_ping: Duration::from_millis(500), agent_pong_wait, ..Options::default() };
     let lab = Lab::start(options).await.unwrap();
-    let session = start(&lab, lab.addresses().destinations.deaf.port()).await;
+    let destination = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let session = start(&lab, destination.local_addr().unwrap().port()).await;
+    let id = session["SessionId"].as_str().unwrap();
     let mut channel = Channel::open_and_greet(&lab, &session).await;
     channel.data(1, encoded(&[Frame::control(Command::Syn, 3)])).await;
+    let (mut taken, _) = destination.accept().await.unwrap();
     let (piece, mut sequence) = (vec![0; 32 * 1024], 2);
     loop {
         let data = encoded(&[Frame::push(3, piece.clone())]);
-        if tokio::time::timeout(Duration::from_secs(2), channel.data(sequence, data)).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(1), channel.data(sequence, data)).await.is_err() {
             break;
         }
         sequence += 1;
     }
-    assert_eq!(lab.status().agents_closed, 0, "it is blocked, and does not see the time");
+    let blocked = lab.status();
+    tokio::time::sleep(agent_pong_wait).await;
+    let (status, before) = (lab.status(), blocked.agents_opened);
+    assert_eq!(status.sessions[id].received, blocked.sessions[id].received, "it is not blocked");
+    assert_eq!(status.agents_opened, before, "it is blocked, and yet sees the time");
+    let reading = tokio::spawn(async move { tokio::io::copy(&mut taken, &mut tokio::io::sink()).await });
+    wait(&lab, "another connection", |status| status.agents_opened > before).await;
+    reading.abort();
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
+use std::collections::HashSet;
+
 use autossm_lab::Lab;
 use autossm_lab::options::Options;
 use autossm_lab::status::Status;
@@ -70,6 +72,8 @@ pub async fn resume(lab: &Lab, session: &Value) -> Value {
 /// A client's end of a data channel.
 pub struct Channel {
     pub socket: WebSocketStream<TcpStream>,
+    /// Numbers of the agent's that have come.
+    seen: HashSet<i64>,
 }
 
 impl Channel {
@@ -89,7 +93,7 @@ impl Channel {
             .body(())?;
         let tcp = TcpStream::connect(lab.addresses().ws).await?;
         let (socket, _) = client_async(request, tcp).await?;
-        Ok(Self { socket })
+        Ok(Self { socket, seen: HashSet::new() })
     }
 
     pub async fn open(lab: &Lab, session: &Value) -> Self {
@@ -170,13 +174,15 @@ impl Channel {
         tokio::time::timeout(PATIENCE, next).await.expect("no message came")
     }
 
-    /// The next stream message, acknowledged.
+    /// The next stream message that has not come before, acknowledged. On a busy machine some come again.
     pub async fn output(&mut self) -> Message {
         loop {
             let message = self.next().await.expect("the channel was closed");
             if message.kind == MessageType::OutputStreamData {
                 self.send(&message.acknowledgement()).await;
-                return message;
+                if self.seen.insert(message.sequence) {
+                    return message;
+                }
             }
         }
     }
