@@ -31,6 +31,7 @@ mod relay;
 mod repair;
 mod tls;
 mod turns;
+mod upgrade;
 mod upstream;
 
 use std::io;
