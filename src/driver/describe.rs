@@ -68,6 +68,7 @@ impl Driver {
             text: failure.text.clone(),
         };
         let last_failure = self.numbers.failure.as_ref().map(failure);
+        let obstacle = self.sessions.values().find_map(|session| session.seen.obstacle.as_ref()).map(failure);
         let api = self.shared.clients.known(&self.config.identity);
         let sessions: Vec<_> = core.sessions.iter().map(|session| self.session(session)).collect();
         Status {
@@ -105,7 +106,7 @@ impl Driver {
                     .filter(|_| step == Step::Start)
                     .map(|f| format!("{}: {}", f.class, f.text)),
             }),
-            failure: last_failure.clone().filter(|_| core.failure.is_some()),
+            failure: if core.failure.is_some() { last_failure.clone() } else { obstacle },
             last_failure,
             failed_attempts: self.failed_in_a_row,
             destination: self.destination(core),

@@ -410,7 +410,9 @@ impl Driver {
         let status = &self.snapshot.borrow().status;
         let reason = || {
             let downs = self.sessions.values().filter_map(|session| session.seen.down.as_ref());
-            let failures = downs.clone().filter_map(|down| Some(down.failure.as_ref()?.1.text.clone()));
+            let obstacles = self.sessions.values().filter_map(|session| session.seen.obstacle.as_ref());
+            let failures = downs.clone().filter_map(|down| down.failure.as_ref());
+            let failures = failures.chain(obstacles).map(|(_, failure)| failure.text.clone());
             let failure = status.failure.as_ref().map(|failure| failure.text.clone());
             let mut reasons =
                 failure.into_iter().chain(failures).chain(downs.map(|down| down.reason.clone()));

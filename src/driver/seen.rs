@@ -22,6 +22,8 @@ pub(super) struct Seen {
     pub round_trip: Option<(Instant, Duration)>,
     /// How often its data channel was opened again.
     pub resumes: u64,
+    /// Why its data channel could not be opened the first time, until it is, and since when that is known.
+    pub obstacle: Option<(Instant, Failure)>,
     /// Its data channel is down.
     pub down: Option<Down>,
     /// Its plugin is gone.
@@ -104,12 +106,14 @@ impl Seen {
             }
             // In `observe` mode every opening looks like the first.
             gateway::Event::ChannelOpened | gateway::Event::ChannelResumed { .. } => self.resumed(),
-            gateway::Event::ResumeFailed(failure) => {
-                if let Some(down) = &mut self.down {
+            gateway::Event::ResumeFailed(failure) => match &mut self.down {
+                Some(down) => {
                     down.failed_attempts += 1;
                     down.failure = Some((Instant::now(), failure.clone()));
                 }
-            }
+                None => self.obstacle = Some((Instant::now(), failure.clone())),
+            },
+            gateway::Event::KmsFailed(failure) => self.obstacle = Some((Instant::now(), failure.clone())),
             gateway::Event::RetryIn(delay) => {
                 if let Some(down) = &mut self.down {
                     down.next_attempt = Some(Instant::now() + *delay);
@@ -168,6 +172,7 @@ impl Seen {
     }
 
     fn resumed(&mut self) {
+        self.obstacle = None;
         if self.down.take().is_some_and(|down| down.closed) {
             self.resumes += 1;
         }
@@ -210,6 +215,17 @@ mod tests {
         assert!(seen.down.as_ref().is_some_and(|down| down.next_attempt > Some(Instant::now())));
         seen.gateway(&gateway::Event::ChannelResumed { after: Duration::ZERO, attempts: 2 });
         assert_eq!((seen.resumes, seen.down.is_none()), (1, true));
+    }
+
+    #[test]
+    fn what_is_in_the_way_of_the_first_opening_is_known_until_it_is_gone() {
+        let mut seen = Seen::default();
+        seen.gateway(&gateway::Event::ResumeFailed(Failure::new(Class::Network, "no WebSocket")));
+        assert!(
+            seen.down.is_none() && seen.obstacle.as_ref().is_some_and(|(_, why)| why.text == "no WebSocket")
+        );
+        seen.gateway(&gateway::Event::ChannelOpened);
+        assert!(seen.obstacle.is_none());
     }
 
     #[test]

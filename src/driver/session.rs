@@ -135,7 +135,10 @@ impl Session {
         match event {
             // In `observe` mode every opening looks like the first.
             gateway::Event::ChannelOpened if self.down => Some(self.resumed(1)),
-            gateway::Event::ChannelOpened => None,
+            gateway::Event::ChannelOpened => {
+                self.resume_failure = None;
+                None
+            }
             gateway::Event::Handshake { agent_version, session_type, encrypted, .. } => {
                 debug!(tunnel, session, agent_version, session_type, encrypted, "handshake");
                 // Once, whoever names it first.
@@ -162,24 +165,24 @@ impl Session {
                 debug!(tunnel, session, reason = failure.text, "KMS gives no data key");
                 Some(SessionEvent::NotOpened(failure))
             }
-            gateway::Event::ResumeFailed(failure) if self.route.is_none() => {
-                debug!(tunnel, session, reason = failure.text, "the data channel is not open yet");
-                Some(SessionEvent::NotOpened(failure))
-            }
             gateway::Event::ResumeFailed(failure) => {
+                let opening = self.route.is_none();
+                // Such a session is given up, which is told.
+                let given_up = opening && matches!(failure.class, Class::NeedsChange | Class::Access);
                 // Once for each cause; the attempts go on.
-                if self.resume_failure.replace(failure.class) != Some(failure.class) {
+                if !given_up && self.resume_failure.replace(failure.class) != Some(failure.class) {
                     let (class, reason) = (failure.class.to_string(), &failure.text);
+                    let what = if opening { "opened" } else { "resumed" };
                     warn!(
                         tunnel,
                         session,
                         event = "resume_failed",
                         class,
                         reason,
-                        "not resumed yet: {reason}"
+                        "not {what} yet: {reason}"
                     );
                 }
-                None
+                opening.then_some(SessionEvent::NotOpened(failure))
             }
             gateway::Event::ChannelResumed { attempts, .. } => Some(self.resumed(attempts)),
             gateway::Event::RoundTrip(took) => {

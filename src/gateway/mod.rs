@@ -33,6 +33,7 @@ mod relay;
 mod repair;
 mod tls;
 mod turns;
+mod upgrade;
 mod upstream;
 
 use std::fmt;

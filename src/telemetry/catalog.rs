@@ -186,11 +186,12 @@ pub static ENTRIES: &[Entry] = &[
     Entry {
         event: "resume_failed",
         id: "a21928a2c900463c8e093c2031dfaba6",
-        subject: "The data channel could not be opened again yet",
+        subject: "The data channel could not be opened yet, or not again",
         text: "ResumeSession, or the connection after it, has failed for session @AUTOSSM_SESSION@:\n\
                @AUTOSSM_REASON@. The attempts go on; this line is written once for each kind of failure.\n\n\
                If it speaks of access or credentials, look at the host's role: it needs ssm:ResumeSession\n\
-               on its own sessions. If it speaks of the network, look at the way to ssmmessages.",
+               on its own sessions. If it speaks of the network, look at the way to ssmmessages: what answers\n\
+               there instead of the service, such as a proxy, is named with what it has answered.",
     },
     Entry {
         event: "encrypted",
