@@ -74,9 +74,8 @@ impl Relay {
             }
             Kind::Output if !self.output.has_room() => None,
             Kind::Output => {
-                let bytes = view.copied();
-                self.answers.take(&view, &bytes);
-                let new = self.output.add(view.number(), bytes);
+                self.answers.take(&view);
+                let new = self.output.add(view.number(), view.copied());
                 if new { self.look_into(now, view) } else { None }
             }
             Kind::Acknowledge => self.release(now, view),
