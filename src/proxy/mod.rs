@@ -210,26 +210,26 @@ impl Proxy {
                 end => break (end, link),
             }
         };
-        // It counts as open until it is known whether it was cut with its session.
-        let link = (end == End::PluginClosed).then_some(link);
+        self.stats.count(|counts| match end {
+            End::ClientGone | End::Moved | End::Finished => counts.completed += 1,
+            End::Stalled(..) => counts.stalled_closed += 1,
+            End::Broken | End::Cut | End::Stopped => counts.cut += 1,
+        });
+        // Whatever else ends is reset: by being dropped.
         match end {
-            End::ClientGone | End::Moved => self.stats.count(|counts| counts.completed += 1),
-            End::Stalled(waited, waiting) => {
-                self.stats.count(|counts| counts.stalled_closed += 1);
-                self.teller.closed(&client.peer(), waited, waiting);
-                client.abort();
-            }
-            End::Stopped => self.stats.count(|counts| counts.cut += 1),
-            End::Finished | End::Cut => {
-                self.stats.count(|counts| match end {
-                    End::Cut => counts.cut += 1,
-                    _ => counts.completed += 1,
-                });
+            End::ClientGone | End::Moved | End::Stopped => {}
+            End::Finished => {
+                drop(link);
                 self.finish(&client).await;
             }
-            End::PluginClosed => {
-                // The client need not wait for the news.
-                tokio::join!(self.finish(&client), self.await_news(link));
+            End::Stalled(waited, waiting) => self.teller.closed(&client.peer(), waited, waiting),
+            End::Cut => {
+                drop(link);
+                self.abort(client).await;
+            }
+            // It counts as open until it is known whether it was cut with its session.
+            End::Broken => {
+                tokio::join!(self.abort(client), self.await_news(link));
             }
         }
     }
@@ -241,14 +241,19 @@ impl Proxy {
         }
     }
 
-    /// Counts the connection as cut if its session is over within a moment, else as completed.
-    async fn await_news(&self, link: Option<Link>) {
-        let Some(link) = link else { return };
+    async fn abort(&self, client: Client) {
         tokio::select! {
-            biased;
-            () = link.route().ended.cancelled() => self.stats.count(|counts| counts.cut += 1),
-            () = self.deadline.cancelled() => self.stats.count(|counts| counts.completed += 1),
-            () = tokio::time::sleep(pump::NEWS) => self.stats.count(|counts| counts.completed += 1),
+            () = self.deadline.cancelled() => {}
+            () = client.abort() => {}
+        }
+    }
+
+    /// Keeps the connection's place on its route until its session is over, if it is within a moment.
+    async fn await_news(&self, link: Link) {
+        tokio::select! {
+            () = link.route().ended.cancelled() => {}
+            () = self.deadline.cancelled() => {}
+            () = tokio::time::sleep(pump::NEWS) => {}
         }
     }
 

@@ -39,5 +39,6 @@ mod systemd;
 mod targets;
 mod terminal;
 mod tools;
+mod truncation;
 mod web;
 mod why;
