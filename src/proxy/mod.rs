@@ -303,7 +303,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpStream, UnixStream};
 
-    use super::rig::{Rig, echo, eof, settings};
+    use super::rig::{Rig, echo, end, settings};
     use super::*;
 
     #[tokio::test]
@@ -340,7 +340,7 @@ mod tests {
         let _first = rig.client().await;
         rig.wait(|counts| counts.open == 1).await;
         let mut second = rig.client().await;
-        eof(&mut second).await;
+        assert_eq!(end(&mut second).await, (Vec::new(), false));
         rig.wait(|counts| counts.over_limit == 1).await;
 
         rig.settings.send_modify(|settings| settings.max_connections = 2);
@@ -364,12 +364,12 @@ mod tests {
             let proxy = Arc::clone(&rig.proxy);
             async move { proxy.stop(Instant::now() + Duration::from_millis(500)).await }
         });
-        eof(&mut held).await;
+        assert_eq!(end(&mut held).await, (Vec::new(), false));
         assert!(TcpStream::connect(rig.address).await.is_err());
         open.write_all(b"y").await.unwrap();
         assert_eq!(open.read_u8().await.unwrap(), b'y', "an open connection goes on");
         assert_eq!(stop.await.unwrap(), 1);
-        eof(&mut open).await;
+        assert_eq!(end(&mut open).await, (Vec::new(), false));
         assert_eq!(rig.proxy.stats().snapshot().open, 0);
     }
 
