@@ -9,9 +9,11 @@
 //! In `observe` mode the proxy passes the plugin's TLS on untouched.
 
 mod agent_clock;
+mod agent_side;
 mod answers;
 mod breach;
 mod channel;
+mod early;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod gap;

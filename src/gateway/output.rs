@@ -81,6 +81,11 @@ impl Output {
         self.low
     }
 
+    /// Whether the plugin has acknowledged a number beyond one that it lacks.
+    pub fn has_gap(&self) -> bool {
+        !self.above.is_empty()
+    }
+
     /// Whether the plugin has acknowledged this number before.
     pub fn is_acknowledged(&self, number: i64) -> bool {
         number < self.low || self.above.contains(&number)

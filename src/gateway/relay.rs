@@ -282,6 +282,8 @@ impl Relay {
             Kind::Acknowledge => {
                 if let Some(number) = view.acknowledged() {
                     self.output.acknowledge(number);
+                    self.answers.acknowledged(number);
+                    self.ledger.set_behind(self.output.has_gap());
                 }
                 self.acknowledge(view.copied());
             }

@@ -40,5 +40,6 @@ mod systemd;
 mod targets;
 mod terminal;
 mod tools;
+mod truncation;
 mod web;
 mod why;

@@ -77,9 +77,8 @@ impl Relay {
             // port. The agent sends it again in its turn.
             Kind::Output if !self.established && self.output.is_early(view.number()) => None,
             Kind::Output => {
-                let bytes = view.copied();
-                self.answers.take(&view, &bytes);
-                let new = self.output.add(view.number(), bytes);
+                self.answers.take(&view);
+                let new = self.output.add(view.number(), view.copied());
                 if new { self.look_into(now, view) } else { None }
             }
             Kind::Acknowledge => self.release(now, view),

@@ -1,8 +1,8 @@
 //! A service that breaks the protocol, or says more than anybody can keep.
 
 use super::*;
-use crate::gateway::answers::MAX_EARLY_BYTES;
 use crate::gateway::breach::MAX_AHEAD;
+use crate::gateway::early::MAX_EARLY_BYTES;
 use crate::gateway::fuzz::MAX_HELD;
 use crate::gateway::link::MAX_MESSAGE;
 
