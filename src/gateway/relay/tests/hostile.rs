@@ -150,7 +150,8 @@ fn one_session_holds_no_more_than_it_says() {
 fn a_hundred_thousand_messages_behind_a_gap_take_no_more() {
     let (mut relay, now, mut most) = (relay(), Instant::now(), 0);
     relay.service_sent(now, output(0, message::HANDSHAKE_COMPLETE, b"{}"));
-    relay.plugin_sent(&View::new(&relay.next_for_plugin().unwrap()).unwrap().acknowledgement());
+    let complete = relay.next_for_plugin().unwrap();
+    relay.plugin_sent(&View::new(&complete).unwrap().acknowledgement());
     let data = output(0, message::DATA, &[b'x'; 1024]);
     for number in 2..=100_000 {
         relay.service_sent(now, View::new(&data).unwrap().numbered(number));
