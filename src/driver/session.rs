@@ -253,6 +253,9 @@ impl Session {
         match output {
             // Where its log goes to its output it says so twice.
             Output::PortOpened(port) if self.route.is_none() => {
+                if let Some(gateway) = &self.gateway {
+                    gateway.plugin_listens();
+                }
                 self.open_route(port, generation, sender);
                 Some(SessionEvent::Opened)
             }

@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep_until;
 use tracing::{debug, info};
 
@@ -82,11 +82,37 @@ pub struct Channel {
     attempts: u32,
     ended: bool,
     hung: bool,
+    start: Start,
     /// The plugin has sent something since the last look at the clocks.
     plugin_heard: bool,
     silent: Lasting,
     detached: Lasting,
     service_first: bool,
+}
+
+/// How far the plugin has come with the handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    /// It shakes hands.
+    Handshake,
+    /// It has all of the handshake, and opens its port: nothing must come in between.
+    Opening,
+    /// Its port is open.
+    Listening,
+}
+
+impl Start {
+    /// The next message for the plugin, where it may have one.
+    fn pass(&mut self, next: impl FnOnce() -> Option<Bytes>) -> Option<Bytes> {
+        if *self == Self::Opening {
+            return None;
+        }
+        let message = next()?;
+        if *self == Self::Handshake && View::new(&message).is_ok_and(|view| view.completes_handshake()) {
+            *self = Self::Opening;
+        }
+        Some(message)
+    }
 }
 
 struct Plugin {
@@ -151,6 +177,7 @@ impl Channel {
             attempts: 0,
             ended: false,
             hung: false,
+            start: Start::Handshake,
             plugin_heard: false,
             silent: Lasting::default(),
             detached: Lasting::default(),
@@ -159,7 +186,7 @@ impl Channel {
     }
 
     /// Serves the plugin's WebSockets, one after the other, until `attach` is closed.
-    pub async fn run(mut self, mut attach: mpsc::Receiver<Box<dyn Connection>>) {
+    pub async fn run(mut self, mut attach: mpsc::Receiver<Box<dyn Connection>>, listens: Arc<Notify>) {
         let mut tick = clock() + TICK;
         loop {
             let deadline =
@@ -170,6 +197,10 @@ impl Channel {
                     Some(connection) => Some(Turn::Attached(connection)),
                     None => return,
                 },
+                () = listens.notified(), if self.start != Start::Listening => {
+                    self.start = Start::Listening;
+                    None
+                }
                 turn = poll_fn(|cx| self.poll(cx)) => Some(turn),
                 // The look at the clocks is due, or a message to be sent again: the next poll asks the relay for it.
                 () = sleep_until(deadline.into()) => None,
@@ -208,14 +239,14 @@ impl Channel {
             return Poll::Ready(Turn::Opened(outcome));
         }
         let now = clock();
-        let Self { plugin, service, relay, .. } = self;
+        let Self { plugin, service, relay, start, .. } = self;
         if let Some(service) = service
             && let Err(lost) = service.link.poll_write(cx, || relay.next_for_service(now))
         {
             return Poll::Ready(last_words(&mut service.link, cx, lost));
         }
         if let Some(plugin) = plugin
-            && let Err(lost) = plugin.link.poll_write(cx, || relay.next_for_plugin())
+            && let Err(lost) = plugin.link.poll_write(cx, || start.pass(|| relay.next_for_plugin()))
         {
             return Poll::Ready(Turn::FromPlugin(Err(lost)));
         }

@@ -137,6 +137,11 @@ impl<'a> View<'a> {
         self.bytes.get(PAYLOAD_TYPE..HEADER).map_or(0, |field| be_u32(field, 0))
     }
 
+    /// Whether it is the last one of the handshake.
+    pub fn completes_handshake(&self) -> bool {
+        self.kind() == Kind::Output && self.payload_type() == HANDSHAKE_COMPLETE
+    }
+
     /// The payload, whose digest is not checked here: the two ends do that.
     pub fn payload(&self) -> &'a [u8] {
         self.payload

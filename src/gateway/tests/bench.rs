@@ -251,12 +251,19 @@ impl Bench {
         std::iter::from_fn(|| self.events.try_recv().ok()).find(is_of_interest)
     }
 
-    /// Both ends, and the channel open.
-    pub(super) async fn opened(&mut self) -> (PluginSocket, ServiceSocket) {
+    /// Both ends, and the channel open, but not yet the plugin's port.
+    pub(super) async fn opening(&mut self) -> (PluginSocket, ServiceSocket) {
         let plugin = self.plugin().await;
         let (service, ..) = self.service.accept().await;
         assert_eq!(self.event().await, Event::ChannelOpened);
         (plugin, service)
+    }
+
+    /// Both ends, and the channel open.
+    pub(super) async fn opened(&mut self) -> (PluginSocket, ServiceSocket) {
+        let both = self.opening().await;
+        self.gateway.plugin_listens();
+        both
     }
 }
 
