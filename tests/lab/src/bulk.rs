@@ -68,13 +68,20 @@ pub struct Bulk {
 
 /// Bytes that can be made again from their seed.
 #[derive(Clone, Debug)]
-pub(crate) struct Content {
+pub struct Content {
     state: u64,
     line_feeds: bool,
 }
 
+/// What [`bulk_request`] is answered with.
+impl Default for Content {
+    fn default() -> Self {
+        Self::new(0, true)
+    }
+}
+
 impl Content {
-    pub fn new(seed: u64, line_feeds: bool) -> Self {
+    pub(crate) fn new(seed: u64, line_feeds: bool) -> Self {
         Self { state: seed, line_feeds }
     }
 
