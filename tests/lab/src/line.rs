@@ -27,8 +27,9 @@ use crate::state::State;
 const CHUNK: usize = 8 * 1024;
 /// Chunks under way on a slow link, in each direction.
 const UNDER_WAY: usize = 16;
-/// What kernels hold on an agent's way, in each direction: so that one that takes nothing is noticed at the other end within a second.
-const AGENT_BUFFER: usize = 256 * 1024;
+/// What the kernel holds of a connection at the lab's end, in each direction. Over a real network it is the sender's own kernel
+/// alone that takes in more while nothing moves.
+const BUFFER: usize = 256 * 1024;
 /// A client is given so long to close its side after the lab has closed its own.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -110,9 +111,7 @@ where
             continue;
         }
         let _ = tcp.set_nodelay(true);
-        if side == Side::Agent {
-            limit(&tcp);
-        }
+        limit(&tcp);
         let (near, far) = duplex(64 * 1024);
         let line = CancellationToken::new();
         let way = Way { side, faults: state.faults.subscribe() };
@@ -121,10 +120,10 @@ where
     }
 }
 
-/// Limits what the kernel holds of an agent's connection.
+/// Limits what the kernel holds of a connection.
 pub(crate) fn limit(tcp: &impl std::os::fd::AsFd) {
-    let _ = setsockopt(tcp, SndBuf, &AGENT_BUFFER);
-    let _ = setsockopt(tcp, RcvBuf, &AGENT_BUFFER);
+    let _ = setsockopt(tcp, SndBuf, &BUFFER);
+    let _ = setsockopt(tcp, RcvBuf, &BUFFER);
 }
 
 fn reset(tcp: TcpStream) {
