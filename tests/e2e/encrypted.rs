@@ -168,6 +168,24 @@ async fn kms_that_cannot_be_reached_is_no_denial() {
     daemon.stop(&lab).await;
 }
 
+/// The address that KMS is called at belongs to the session: after a reload there is one that was opened by the new one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_with_another_kms_endpoint_replaces_the_session() {
+    let lab = lab().await;
+    let address = own_address();
+    let config =
+        |kms: &str| tunnel(&lab, "echo", address, lab.echo_addr(), &format!("kms_endpoint = \"{kms}\"\n"));
+    let daemon = Daemon::start(address, &config(&lab.api_url()));
+    daemon.event("ready").await;
+    let by_name = lab.api_url().replace("127.0.0.1", "localhost");
+    std::fs::write(daemon.folder.path().join("config.toml"), config(&by_name)).unwrap();
+    daemon.signal(nix::sys::signal::Signal::SIGHUP);
+    daemon.event_times("ready", 2).await;
+    assert_data_keys(&lab, 2);
+    echoes(&mut TcpStream::connect(address).await.unwrap(), b"hello").await;
+    daemon.stop(&lab).await;
+}
+
 /// Lengths with which the bare plugin has a byte left over, and those beside them.
 const AWKWARD: [usize; 14] = [1, 2, 8, 9, 16, 17, 1015, 1016, 1017, 1018, 1024, 2041, 3065, 4096];
 

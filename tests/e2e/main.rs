@@ -23,6 +23,7 @@ mod hooks;
 mod hostile;
 mod keepalive;
 mod life;
+mod middlebox;
 mod misuse;
 mod networks;
 mod observe;

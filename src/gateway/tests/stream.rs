@@ -1,5 +1,7 @@
 //! What goes through an open data channel, until the session or the gateway ends.
 
+use bytes::Bytes;
+use futures_util::FutureExt as _;
 use tokio::net::TcpStream;
 
 use super::*;
@@ -116,4 +118,22 @@ async fn dropping_the_gateway_ends_everything() {
     assert!(!matches!(service.next().await, Some(Ok(_))));
     assert_eq!(bench.events.recv().await, None);
     TcpStream::connect(address).await.unwrap_err();
+}
+
+/// A message in between ends the stock plugin's reading for good.
+#[tokio::test]
+async fn a_plugin_that_opens_its_port_gets_nothing_until_it_is_open() {
+    let mut bench = Bench::new(GatewayMode::Hold).await;
+    let (mut plugin, mut service) = bench.opening().await;
+    establish(&mut plugin, &mut service).await;
+    plugin.send(input(0, b"the handshake's response")).await.unwrap();
+    let bytes = binary(&mut service).await;
+    service.send(Message::Binary(View::new(&bytes).unwrap().acknowledgement())).await.unwrap();
+    // What the service sends is read in its order: when this is answered, the acknowledgement has been.
+    service.send(Message::Ping(Bytes::new())).await.unwrap();
+    while !matches!(service.next().await.unwrap().unwrap(), Message::Pong(_)) {}
+    // The gateway's own pings are answered by the plugin's WebSocket, and start nothing.
+    assert!(plugin.next().now_or_never().is_none(), "the plugin was given something");
+    bench.gateway.plugin_listens();
+    assert_eq!(View::new(&binary(&mut plugin).await).unwrap().acknowledged(), Some(0));
 }

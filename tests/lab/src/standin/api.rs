@@ -13,8 +13,10 @@ use serde_json::{Value, json};
 use super::{dial, sign, trust};
 use crate::wire::cipher::KEY_LENGTH;
 
-/// Further requests after the first one of a call, for errors that may pass.
+/// Further requests after the first one of a call, for errors that may pass: of the old SDK.
 const RETRIES: u32 = 3;
+/// Of the new one, for KMS alone: the calls about a session are made once, by a configuration for quick checks.
+const NEW_RETRIES: u32 = 2;
 /// Errors that may pass whatever the HTTP status is.
 const PASSING: [&str; 9] = [
     "RequestError",
@@ -35,6 +37,16 @@ pub struct Api {
     pub region: String,
     /// Its address; empty for the region's own.
     pub endpoint: String,
+    /// Version 2 of the SDK makes the calls.
+    pub new_sdk: bool,
+}
+
+/// What ResumeSession returned.
+pub struct Resumption {
+    /// For reopening the data channel; `None` if the session is gone.
+    pub token: Option<String>,
+    /// Where.
+    pub stream_url: Option<String>,
 }
 
 /// A data key, fresh from KMS.
@@ -58,13 +70,14 @@ impl Failure {
 }
 
 impl Api {
-    /// The token for reopening the data channel, `None` if the session is gone.
+    /// What the data channel is reopened with.
     ///
     /// # Errors
     /// In the SDK's words.
-    pub async fn resume(&self, session: &str) -> Result<Option<String>, String> {
+    pub async fn resume(&self, session: &str) -> Result<Resumption, String> {
         let answer = self.call("AmazonSSM.ResumeSession", json!({ "SessionId": session })).await?;
-        Ok(answer.get("TokenValue").and_then(Value::as_str).map(str::to_owned))
+        let text = |name| answer.get(name).and_then(Value::as_str).map(str::to_owned);
+        Ok(Resumption { token: text("TokenValue"), stream_url: text("StreamUrl") })
     }
 
     /// Ends the session.
@@ -93,11 +106,16 @@ impl Api {
     }
 
     async fn call(&self, operation: &str, input: Value) -> Result<Value, String> {
+        let retries = match self.new_sdk {
+            false => RETRIES,
+            true if operation.starts_with("TrentService") => NEW_RETRIES,
+            true => 0,
+        };
         let mut tried = 0;
         loop {
             match self.request(operation, &input).await {
                 Ok(answer) => return Ok(answer),
-                Err(failure) if failure.passing && tried < RETRIES => tokio::time::sleep(pause(tried)).await,
+                Err(failure) if failure.passing && tried < retries => tokio::time::sleep(pause(tried)).await,
                 Err(failure) => return Err(failure.words),
             }
             tried += 1;
@@ -110,11 +128,19 @@ impl Api {
             Failure::new("RequestError", format!("send request failed\ncaused by: {words}"), 0)
         };
         let service = if operation.starts_with("TrentService") { "kms" } else { "ssm" };
-        let address = match self.endpoint.as_str() {
-            _ if service == "kms" => kms_address(&self.region),
-            "" => format!("https://ssm.{}.amazonaws.com", self.region),
-            given if given.contains("://") => given.into(),
-            given => format!("https://{given}"),
+        let names = Names::of(|name| std::env::var(name).ok());
+        let given = Some(self.endpoint.as_str()).filter(|given| service == "ssm" && !given.is_empty());
+        let address = match (given, names.refusal().filter(|_| self.new_sdk)) {
+            (None, _) => format!("https://{}", names.host(service, &self.region)),
+            (Some(_), Some(refusal)) => {
+                let operation = operation.rsplit('.').next().unwrap_or_default();
+                let words = format!(
+                    "operation error SSM: {operation}, resolve auth scheme: resolve endpoint: endpoint rule error, {refusal}"
+                );
+                return Err(Failure { passing: false, words });
+            }
+            (Some(given), None) if given.contains("://") => given.into(),
+            (Some(given), None) => format!("https://{given}"),
         };
         let uri: Uri = address.parse().map_err(|error| unsent(format!("{error}")))?;
         let body = input.to_string();
@@ -153,10 +179,67 @@ impl Api {
 fn pause(tried: u32) -> Duration {
     Duration::from_millis(rand::rng().random_range(1000..1500) << tried)
 }
-/// By the name that the SDK makes of the region and its environment.
-fn kms_address(region: &str) -> String {
-    let is_set = |name| std::env::var(name).is_ok_and(|value| value.eq_ignore_ascii_case("true"));
-    let service = if is_set("AWS_USE_FIPS_ENDPOINT") { "kms-fips" } else { "kms" };
-    let domain = if is_set("AWS_USE_DUALSTACK_ENDPOINT") { "api.aws" } else { "amazonaws.com" };
-    format!("https://{service}.{region}.{domain}")
+
+/// Which names the SDK makes of a service and a region, by its environment.
+#[derive(Clone, Copy, Debug)]
+struct Names {
+    fips: bool,
+    dual_stack: bool,
+}
+
+impl Names {
+    fn of(variable: impl Fn(&str) -> Option<String>) -> Self {
+        let is_set = |name| variable(name).is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        Self { fips: is_set("AWS_USE_FIPS_ENDPOINT"), dual_stack: is_set("AWS_USE_DUALSTACK_ENDPOINT") }
+    }
+
+    fn host(self, service: &str, region: &str) -> String {
+        let fips = if self.fips { "-fips" } else { "" };
+        let domain = match (self.dual_stack, region.starts_with("cn-")) {
+            (false, false) => "amazonaws.com",
+            (false, true) => "amazonaws.com.cn",
+            (true, false) => "api.aws",
+            (true, true) => "api.amazonwebservices.com.cn",
+        };
+        format!("{service}{fips}.{region}.{domain}")
+    }
+
+    /// Why version 2 of the SDK takes no explicit endpoint beside these names; `None` where it does.
+    fn refusal(self) -> Option<&'static str> {
+        match self {
+            Self { fips: true, .. } => {
+                Some("Invalid Configuration: FIPS and custom endpoint are not supported")
+            }
+            Self { dual_stack: true, .. } => {
+                Some("Invalid Configuration: Dualstack and custom endpoint are not supported")
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_environment() {
+        for (set, host, refused) in [
+            (&[][..], "ssm.us-west-2.amazonaws.com", None),
+            (&["AWS_USE_FIPS_ENDPOINT"], "ssm-fips.us-west-2.amazonaws.com", Some("FIPS")),
+            (&["AWS_USE_DUALSTACK_ENDPOINT"], "ssm.us-west-2.api.aws", Some("Dualstack")),
+            (
+                &["AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT"],
+                "ssm-fips.us-west-2.api.aws",
+                Some("FIPS"),
+            ),
+        ] {
+            let names = Names::of(|name| set.contains(&name).then(|| "True".to_owned()));
+            assert_eq!(names.host("ssm", "us-west-2"), host);
+            assert_eq!(
+                names.refusal().map(|words| words.split_whitespace().nth(2).unwrap_or_default()),
+                refused
+            );
+        }
+    }
 }

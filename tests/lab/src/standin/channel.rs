@@ -23,6 +23,7 @@ use uuid::Uuid;
 use super::api::Api;
 use super::console::{Level, log, print, print_bytes};
 use super::retry::Schedule;
+use super::version::Version;
 use super::websocket::{BINARY, Connection};
 use crate::wire::cipher::Cipher;
 use crate::wire::handshake::ChannelClosed;
@@ -43,10 +44,11 @@ const LONGEST_RETRANSMISSION: Duration = Duration::from_secs(1);
 pub struct DataChannel {
     pub(super) session: String,
     pub(super) target: String,
-    pub(super) url: Uri,
+    pub(super) url: Mutex<Uri>,
     pub(super) token: Mutex<String>,
     pub(super) client: Uuid,
     pub(super) version: String,
+    pub(super) line: Version,
     pub(super) api: Api,
     pub(super) schedule: Schedule,
     /// Whether messages may be sent; false from the plugin's own close on until the next opening.
@@ -139,6 +141,7 @@ impl DataChannel {
         version: String,
         kind_known: mpsc::Sender<bool>,
     ) -> Arc<Self> {
+        let line = Version::parse(&version);
         let numbers = Numbers {
             next: 0,
             outgoing: VecDeque::new(),
@@ -149,11 +152,12 @@ impl DataChannel {
         Arc::new(Self {
             session: start.session.session_id,
             target: start.target,
-            url,
+            url: Mutex::new(url),
             token: Mutex::new(start.session.token_value),
             client: Uuid::new_v4(),
             version,
-            api: Api { region: start.region, endpoint: start.endpoint },
+            api: Api { region: start.region, endpoint: start.endpoint, new_sdk: line.has_new_sdk() },
+            line,
             schedule: Schedule::draw(),
             open: AtomicBool::new(false),
             connection: Mutex::new(None),

@@ -3,7 +3,8 @@
 //!
 //! It takes the same arguments and environment, prints the same bytes, and goes wrong in the same ways: a budget of
 //! six tries to resume and then silence with an open port, death by traffic, one receive budget for all clients, no
-//! half-close, a lone line feed turned into a carriage return, status 0 whatever happened.
+//! half-close, a lone line feed turned into a carriage return, status 0 whatever happened. It is of the old line or of the new
+//! one, as [`version`] has it.
 //!
 //! Left out: agents older than the mux (3.0.196.0) and than its silenced keep-alive (3.1.1511.0), random challenges in the encryption context,
 //! local Unix sockets, credentials from profiles, and most log lines.
@@ -22,6 +23,7 @@ pub mod retry;
 pub mod sign;
 pub mod stdio;
 pub mod trust;
+pub mod version;
 pub mod websocket;
 
 use http::Uri;
@@ -31,14 +33,9 @@ use channel::DataChannel;
 use command::{Command, Start};
 use console::{Level, log, print};
 
-/// Names another version than [`VERSION`] to say and to behave like.
-pub const VERSION_VARIABLE: &str = "AUTOSSM_STANDIN_VERSION";
-/// The oldest version that AWS supports.
-pub const VERSION: &str = "1.2.764.0";
-
-/// Runs the plugin with the arguments that follow its name; returns its exit status.
-pub async fn run(arguments: &[String]) -> u8 {
-    let version = std::env::var(VERSION_VARIABLE).unwrap_or_else(|_| VERSION.into());
+/// Runs the plugin with the arguments that follow the program's name; returns its exit status.
+pub async fn run(program: &str, arguments: &[String]) -> u8 {
+    let version = version::chosen(std::env::var(version::VARIABLE).ok(), program);
     match command::parse(arguments, &version, |name| std::env::var(name).ok()) {
         Command::Print(text) => print(&text),
         Command::Crash(words) => {

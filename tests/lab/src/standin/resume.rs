@@ -1,5 +1,5 @@
 //! Opening the data channel's WebSocket, and opening it again after it was closed: ResumeSession, the new token, the
-//! same address as before, one budget of tries, and after that nothing more.
+//! same address as before or in the new line the fresh one, one budget of tries, and after that nothing more.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,8 +21,6 @@ const OPENING: Duration = Duration::from_secs(45);
 const PING_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// Failed reads in a row before the channel is opened again.
 const FAILED_READS: u32 = 5;
-/// The first version that signs the upgrade.
-const SIGNING: [u32; 4] = [1, 2, 764, 0];
 
 /// Whether the plugin accepts this address of a data channel: an encrypted one of Session Manager.
 pub fn is_session_manager(url: &Uri) -> bool {
@@ -81,17 +79,23 @@ impl DataChannel {
     }
 
     async fn upgrade(&self) -> Result<(Connection, Reader), String> {
-        log(Level::Info, &format!("Opening websocket connection to: {}", self.url));
-        let path = self.url.path_and_query().map_or("/", |path| path.as_str());
+        let url = self.url();
+        log(Level::Info, &format!("Opening websocket connection to: {url}"));
+        let path = url.path_and_query().map_or("/", |path| path.as_str());
         let mut request = Request::get(path).body(()).map_err(|error| error.to_string())?;
-        let host = self.url.authority().map(ToString::to_string).unwrap_or_default();
-        if signs(&self.version) && !path.contains("X-Amz-") {
+        let host = url.authority().map(ToString::to_string).unwrap_or_default();
+        if self.line.signs() && !path.contains("X-Amz-") {
             let credentials = sign::credentials().await?;
             sign::apply(&mut request, &host, b"", ("ssmmessages", &self.api.region), credentials)?;
         }
-        let port = self.url.port_u16().unwrap_or(443);
-        let link = dial::dial(self.url.host().unwrap_or_default(), port, Some(trust::system()?)).await?;
-        websocket::open(link, &self.url, request).await
+        let port = url.port_u16().unwrap_or(443);
+        let link = dial::dial(url.host().unwrap_or_default(), port, Some(trust::system()?)).await?;
+        websocket::open(link, &url, request).await
+    }
+
+    /// Where the data channel is opened.
+    fn url(&self) -> Uri {
+        lock(&self.url).clone()
     }
 
     async fn reopen(self: &Arc<Self>) -> Result<(), String> {
@@ -101,26 +105,30 @@ impl DataChannel {
         {
             connection.close().await;
         }
-        self.open()
-            .await
-            .map_err(|error| format!("failed to reconnect data channel {} with error: {error}", self.url))?;
-        log(Level::Info, &format!("Successfully reconnected to data channel: {}", self.url));
+        self.open().await.map_err(|error| {
+            format!("failed to reconnect data channel {} with error: {error}", self.url())
+        })?;
+        log(Level::Info, &format!("Successfully reconnected to data channel: {}", self.url()));
         Ok(())
     }
 
     async fn resume(self: &Arc<Self>) -> Result<(), String> {
-        let token = self.api.resume(&self.session).await.map_err(|error| {
+        let resumption = self.api.resume(&self.session).await.map_err(|error| {
             log(Level::Error, &format!("Resume Session failed: {error}"));
             log(Level::Error, &format!("Failed to get token: {error}"));
             error
         })?;
-        match token.filter(|token| !token.is_empty()) {
+        match resumption.token.filter(|token| !token.is_empty()) {
             Some(token) => *lock(&self.token) = token,
             None => {
                 print(&format!("Session: {} timed out.\n", self.session));
                 self.ended.cancel();
                 std::future::pending::<()>().await;
             }
+        }
+        let fresh = resumption.stream_url.filter(|url| self.line.follows_stream_url() && !url.is_empty());
+        if let Some(fresh) = fresh {
+            *lock(&self.url) = fresh.parse().map_err(|error| format!("parse {fresh}: {error}"))?;
         }
         self.reopen().await
     }
@@ -185,7 +193,7 @@ impl DataChannel {
                             Level::Error,
                             &format!(
                                 "Trying to reconnect the session: {} with seq num: {}",
-                                self.url,
+                                self.url(),
                                 self.next_number()
                             ),
                         );
@@ -197,21 +205,9 @@ impl DataChannel {
     }
 }
 
-/// Whether this version signs the upgrade.
-fn signs(version: &str) -> bool {
-    let numbers: Vec<u32> = version.split('.').map_while(|number| number.parse().ok()).collect();
-    numbers.as_slice() >= SIGNING.as_slice()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn signed_from_the_version_on_that_signs() {
-        assert!(signs("1.2.764.0") && signs("1.2.889.0") && signs("1.3.0.0"));
-        assert!(!signs("1.2.763.9") && !signs("1.2.0.0") && !signs(""));
-    }
 
     #[test]
     fn only_session_managers_addresses_are_taken() {

@@ -36,16 +36,19 @@ use autossm_lab::wire::mux;
 pub const SOON: Duration = Duration::from_secs(20);
 /// The API's host.
 pub const API_HOST: &str = "ssm.us-west-2.amazonaws.com";
+/// The same where FIPS and dual-stack names are asked for.
+pub const OTHER_API_HOSTS: [&str; 2] = ["ssm-fips.us-west-2.amazonaws.com", "ssm.us-west-2.api.aws"];
 /// The data channel's host.
 pub const CHANNEL_HOST: &str = "ssmmessages.us-west-2.amazonaws.com";
 /// The proxy's user and password.
 pub const PROXY_USER: &str = "gateway:se%63ret";
 
-/// The API's next answers, status and body; the last one stays. And the calls that it got.
+/// The API's next answers, status and body; the last one stays. And the calls that it got, under which names.
 #[derive(Default)]
 pub struct Api {
     pub answers: VecDeque<(u16, String)>,
     pub calls: Vec<String>,
+    pub hosts: Vec<String>,
 }
 
 /// The upgrades to WebSockets that were asked for.
@@ -53,6 +56,14 @@ pub struct Api {
 struct Upgrades {
     refused: AtomicBool,
     asked: AtomicUsize,
+}
+
+/// The request by which a WebSocket was opened.
+#[derive(Default)]
+pub struct Upgrade {
+    /// Path and query.
+    pub path: String,
+    pub headers: HeaderMap,
 }
 
 type Socket = WebSocketStream<TlsStream<TcpStream>>;
@@ -63,7 +74,7 @@ pub struct Fake {
     pub authorities: TempDir,
     pub api: Arc<Mutex<Api>>,
     upgrades: Arc<Upgrades>,
-    sockets: mpsc::Receiver<(Socket, HeaderMap)>,
+    sockets: mpsc::Receiver<(Socket, Upgrade)>,
 }
 
 impl Fake {
@@ -86,8 +97,8 @@ impl Fake {
     }
 
     /// The next WebSocket that the plugin opens, and its first message.
-    pub async fn opened(&mut self) -> (Agent, OpenDataChannel, HeaderMap) {
-        let (mut socket, headers) = timeout(SOON, self.sockets.recv()).await.unwrap().unwrap();
+    pub async fn opened(&mut self) -> (Agent, OpenDataChannel, Upgrade) {
+        let (mut socket, upgrade) = timeout(SOON, self.sockets.recv()).await.unwrap().unwrap();
         let first = loop {
             match timeout(SOON, socket.next()).await.unwrap().unwrap().unwrap() {
                 Frame::Text(text) => break serde_json::from_str(&text).unwrap(),
@@ -95,7 +106,7 @@ impl Fake {
                 other => panic!("{other:?} before the first message"),
             }
         };
-        (Agent { socket, next: 0, mux: BytesMut::new(), flags: Vec::new() }, first, headers)
+        (Agent { socket, next: 0, last: None, mux: BytesMut::new(), flags: Vec::new() }, first, upgrade)
     }
 
     pub fn answer(&self, answers: &[(u16, &str)]) {
@@ -124,7 +135,8 @@ fn tls(authorities: &Path) -> TlsAcceptor {
     std::fs::write(authorities.join("ca.pem"), ca.self_signed(&key).unwrap().pem()).unwrap();
     let issuer = Issuer::new(ca, key);
     let key = KeyPair::generate().unwrap();
-    let leaf = CertificateParams::new([API_HOST.to_owned(), CHANNEL_HOST.to_owned()]).unwrap();
+    let names = [API_HOST, CHANNEL_HOST].into_iter().chain(OTHER_API_HOSTS).map(str::to_owned);
+    let leaf = CertificateParams::new(names.collect::<Vec<_>>()).unwrap();
     let leaf = leaf.signed_by(&key, &issuer).unwrap().der().clone();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
@@ -141,7 +153,7 @@ async fn serve(
     tls: TlsAcceptor,
     api: Arc<Mutex<Api>>,
     upgrades: Arc<Upgrades>,
-    opened: mpsc::Sender<(Socket, HeaderMap)>,
+    opened: mpsc::Sender<(Socket, Upgrade)>,
 ) {
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
@@ -156,10 +168,10 @@ async fn serve(
         return;
     };
     if request.starts_with(&format!("CONNECT {CHANNEL_HOST}:443 ")) {
-        let mut headers = HeaderMap::new();
+        let mut upgrade = Upgrade::default();
         #[expect(clippy::result_large_err, reason = "the WebSocket library's signature")]
         let note = |request: &tungstenite::handshake::server::Request, response| {
-            headers = request.headers().clone();
+            upgrade = Upgrade { path: request.uri().to_string(), headers: request.headers().clone() };
             upgrades.asked.fetch_add(1, Ordering::SeqCst);
             if !upgrades.refused.load(Ordering::SeqCst) {
                 return Ok(response);
@@ -170,17 +182,19 @@ async fn serve(
         };
         if let Ok(socket) = tokio_tungstenite::accept_hdr_async(stream, note).await {
             // The test may be over.
-            drop(opened.send((socket, headers)).await);
+            drop(opened.send((socket, upgrade)).await);
         }
         return;
     }
-    assert!(request.starts_with(&format!("CONNECT {API_HOST}:443 ")), "{request}");
+    let mut names = [API_HOST].into_iter().chain(OTHER_API_HOSTS);
+    assert!(names.any(|name| request.starts_with(&format!("CONNECT {name}:443 "))), "{request}");
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         let api = api.clone();
         async move {
             let mut api = api.lock().unwrap();
             assert!(request.headers().contains_key("authorization"));
             api.calls.push(request.headers()["x-amz-target"].to_str().unwrap().to_owned());
+            api.hosts.push(request.headers()["host"].to_str().unwrap().to_owned());
             let answer =
                 if api.answers.len() > 1 { api.answers.pop_front() } else { api.answers.front().cloned() };
             let (status, body) = answer.unwrap_or((500, "{}".into()));
@@ -195,6 +209,8 @@ async fn serve(
 pub struct Agent {
     socket: Socket,
     next: i64,
+    /// The number of the last stream message that was read. What a busy machine acknowledges late comes again.
+    last: Option<i64>,
     /// Bytes of the mux that were read and not taken.
     pub mux: BytesMut,
     /// Flags that were read.
@@ -231,8 +247,8 @@ impl Agent {
         timeout(Duration::from_secs(1), self.socket.send(Frame::Ping(Bytes::from_static(b"?")))).await.is_ok()
     }
 
-    /// Whether a pong comes within a second.
-    pub async fn ponged(&mut self) -> bool {
+    /// Whether a pong comes within this time.
+    pub async fn ponged(&mut self, patience: Duration) -> bool {
         let wait = async {
             loop {
                 if let Frame::Pong(_) = self.socket.next().await.unwrap().unwrap() {
@@ -240,7 +256,7 @@ impl Agent {
                 }
             }
         };
-        timeout(Duration::from_secs(1), wait).await.is_ok()
+        timeout(patience, wait).await.is_ok()
     }
 
     /// The next binary message, of whatever type.
@@ -260,7 +276,10 @@ impl Agent {
             let message = self.message().await;
             if message.kind == MessageType::InputStreamData {
                 self.send_message(&message.acknowledgement()).await;
-                return message;
+                if self.last.is_none_or(|last| last < message.sequence) {
+                    self.last = Some(message.sequence);
+                    return message;
+                }
             }
         }
     }

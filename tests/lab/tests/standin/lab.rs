@@ -126,7 +126,13 @@ async fn resumes_refused_for_longer_than_the_budget_leave_a_zombie() {
         assert!(plugin.is_running());
         let mut client = connect(port).await;
         client.write_all(b"anybody?").await.unwrap();
-        assert!(timeout(Duration::from_millis(500), client.read_u8()).await.is_err(), "{path:?}");
+        let answer = timeout(Duration::from_millis(500), client.read_u8()).await;
+        // It may notice with this client what it usually notices with the next one, and exit.
+        let exited = matches!(answer, Ok(Err(_))) && {
+            let (printed, _) = plugin.ended().await;
+            printed.ends_with("Cannot perform start session: websocket: close sent\n")
+        };
+        assert!(answer.is_err() || exited, "{answer:?} {path:?}");
     }
 }
 

@@ -1,5 +1,6 @@
-//! The stand-in plugin against the stock plugin's bytes: every scenario is run with the stand-in and, where
-//! `AUTOSSM_TEST_PLUGIN` names it, with the stock plugin too; both have to do the same.
+//! The stand-in plugin against the stock plugin's bytes: every scenario is run with the stand-in of each line and, where
+//! `AUTOSSM_TEST_PLUGIN` names it, with the stock plugin too. All have to do the same, but for what a version has changed:
+//! the stock plugin is asked which it is.
 
 #[cfg(test)]
 mod fake;

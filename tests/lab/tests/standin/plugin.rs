@@ -1,4 +1,4 @@
-//! A plugin as a process: the stand-in, or the stock plugin.
+//! A plugin as a process: the stand-in of either line, or the stock plugin.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,21 @@ use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
+use autossm_lab::standin::version::{self, NEW_LINE, OLD_LINE, Version};
+
 use crate::fake::{API_HOST, PROXY_USER, SOON};
 
-/// The stand-in, and the stock plugin where it is given.
+/// The stand-in of the old line and of the new one, and the stock plugin where it is given.
 pub fn plugins() -> Vec<PathBuf> {
+    let standin = |line| version::named(Path::new(env!("CARGO_BIN_EXE_standin-plugin")), line).unwrap();
     let stock = std::env::var_os("AUTOSSM_TEST_PLUGIN").map(PathBuf::from);
-    [Some(PathBuf::from(env!("CARGO_BIN_EXE_standin-plugin"))), stock].into_iter().flatten().collect()
+    [standin(OLD_LINE), standin(NEW_LINE)].into_iter().chain(stock).collect()
+}
+
+/// Which version a plugin says that it is.
+pub fn version_of(path: &Path) -> Version {
+    let output = std::process::Command::new(path).arg("--version").env_clear().output().unwrap();
+    Version::parse(&String::from_utf8(output.stdout).unwrap())
 }
 
 /// A running plugin and what it has printed.
@@ -25,12 +34,23 @@ pub struct Plugin {
     stdout: ChildStdout,
     printed: String,
     directory: TempDir,
-    /// Whether this version signs its upgrades.
-    pub signs: bool,
+    pub version: Version,
 }
 
 impl Plugin {
     pub fn start(path: &Path, proxy: u16, authorities: &Path, session: &str) -> Self {
+        Self::start_for(path, proxy, authorities, session, &format!("https://{API_HOST}"), &[])
+    }
+
+    /// The same with another endpoint, and with variables beside those of every plugin.
+    pub fn start_for(
+        path: &Path,
+        proxy: u16,
+        authorities: &Path,
+        session: &str,
+        endpoint: &str,
+        variables: &[&str],
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let environment = HashMap::from([
             ("AWS_SSM_START_SESSION_RESPONSE_1", session.to_owned()),
@@ -48,17 +68,17 @@ impl Plugin {
                 "",
                 r#"{"Target":"i-1"}"#,
             ])
-            .arg(format!("https://{API_HOST}"))
+            .arg(endpoint)
             .env_clear()
             .envs(environment)
+            .envs(variables.iter().map(|name| (name, "true")))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .unwrap();
         let stdout = child.stdout.take().unwrap();
-        let signs = path.ends_with("standin-plugin");
-        Self { child, stdout, printed: String::new(), directory, signs }
+        Self { child, stdout, printed: String::new(), directory, version: version_of(path) }
     }
 
     /// Reads until `text` has been printed.

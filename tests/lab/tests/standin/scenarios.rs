@@ -12,28 +12,46 @@ use tokio::time::timeout;
 use autossm_lab::wire::message::{Message, MessageType, flag, payload};
 use autossm_lab::wire::mux::Command as Mux;
 
-use crate::fake::{Agent, CHANNEL_HOST, Fake, SOON};
+use crate::fake::{API_HOST, Agent, CHANNEL_HOST, Fake, OTHER_API_HOSTS, SOON};
 use crate::plugin::{Plugin, plugins};
+
+/// Where the data channel is, in the service's cell of this name.
+fn path_in(cell: &str) -> String {
+    format!("/v1/data-channel/s-1?role=publish_subscribe&cell-number={cell}")
+}
+
+/// What StartSession and ResumeSession return.
+fn session(token: &str, cell: &str) -> String {
+    let path = path_in(cell);
+    format!(r#"{{"SessionId":"s-1","TokenValue":"{token}","StreamUrl":"wss://{CHANNEL_HOST}{path}"}}"#)
+}
 
 /// A plugin with a session of the fake service.
 fn start(path: &Path, fake: &Fake) -> Plugin {
-    let session = format!(
-        r#"{{"SessionId":"s-1","TokenValue":"first","StreamUrl":"wss://{CHANNEL_HOST}/v1/data-channel/s-1?role=publish_subscribe&cell-number=A"}}"#
-    );
-    Plugin::start(path, fake.port, fake.authorities.path(), &session)
+    Plugin::start(path, fake.port, fake.authorities.path(), &session("first", "A"))
 }
 
 /// The same with an open port.
 async fn forwarding(path: &Path) -> (Fake, Plugin, Agent, u16) {
     let mut fake = Fake::start().await;
     let mut plugin = start(path, &fake);
-    let (mut agent, first, headers) = fake.opened().await;
+    let (mut agent, first, upgrade) = fake.opened().await;
     assert_eq!((first.token_value.as_str(), first.message_schema_version.as_str()), ("first", "1.0"));
-    assert_eq!(headers.contains_key("authorization"), plugin.signs);
-    assert_eq!(headers["host"], CHANNEL_HOST);
+    assert_eq!(upgrade.headers.contains_key("authorization"), plugin.version.signs(), "{path:?}");
+    assert_eq!((&upgrade.headers["host"], &*upgrade.path), (&CHANNEL_HOST.parse().unwrap(), &*path_in("A")));
     agent.shake_hands("Port").await;
     let port = plugin.port().await;
     (fake, plugin, agent, port)
+}
+
+/// Waits for so many calls of the API.
+async fn calls(fake: &Fake, count: usize) {
+    let used_up = async {
+        while fake.calls() < count {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(SOON, used_up).await.unwrap();
 }
 
 async fn client(port: u16) -> TcpStream {
@@ -108,14 +126,18 @@ async fn what_the_service_says_is_printed() {
     }
 }
 
+/// At the old address, or from 1.2.835.0 on at the new one.
 #[tokio::test]
-async fn an_hourly_close_is_resumed_with_the_new_token_and_the_old_address() {
+async fn an_hourly_close_is_resumed_with_the_new_token() {
     for path in plugins() {
         let (mut fake, mut plugin, agent, port) = forwarding(&path).await;
-        fake.answer(&[(200, r#"{"SessionId":"s-1","TokenValue":"second","StreamUrl":"wss://elsewhere/"}"#)]);
+        fake.answer(&[(200, &session("second", "B"))]);
         agent.close().await;
-        let (mut agent, first, _) = fake.opened().await;
+        let (mut agent, first, upgrade) = fake.opened().await;
         assert_eq!(first.token_value, "second");
+        let cell = if plugin.version.follows_stream_url() { "B" } else { "A" };
+        assert_eq!(upgrade.path, path_in(cell), "{path:?}");
+        assert_eq!(upgrade.headers.contains_key("authorization"), plugin.version.signs(), "{path:?}");
         let mut client = client(port).await;
         client.write_all(b"still here").await.unwrap();
         assert_eq!(agent.frame().await, (0, 3, "".into()));
@@ -124,6 +146,65 @@ async fn an_hourly_close_is_resumed_with_the_new_token_and_the_old_address() {
         plugin.until(ACCEPTED).await;
         assert!(plugin.is_running());
     }
+}
+
+/// The old SDK asks four times for each of the six tries, and so for long enough; the new one does not.
+#[tokio::test]
+async fn an_error_of_the_service_is_outlived_by_the_old_line_alone() {
+    let run = |path: PathBuf| async move {
+        let (mut fake, mut plugin, agent, _) = forwarding(&path).await;
+        let error = (500, r#"{"__type":"InternalServerError","message":"later"}"#);
+        let resumed = session("second", "B");
+        fake.answer(&[error, error, error, error, error, error, (200, &resumed)]);
+        agent.close().await;
+        if plugin.version.has_new_sdk() {
+            calls(&fake, 6).await;
+            // It does nothing more; the longest wait between two tries was 3.2 s.
+            tokio::time::sleep(Duration::from_millis(3500)).await;
+            assert_eq!(fake.calls(), 6, "{path:?}");
+        } else {
+            let (_agent, first, _) = fake.opened().await;
+            assert_eq!((first.token_value.as_str(), fake.calls()), ("second", 7), "{path:?}");
+        }
+        assert!(plugin.is_running());
+    };
+    futures_util::future::join_all(plugins().into_iter().map(run)).await;
+}
+
+/// The names are made by the plugin's SDK, which in version 2 takes no endpoint beside them; without one all lines resume.
+#[tokio::test]
+async fn an_endpoint_beside_other_names_is_refused_by_the_new_sdk() {
+    let run = |path: PathBuf| async move {
+        for (variable, host) in [
+            ("AWS_USE_FIPS_ENDPOINT", OTHER_API_HOSTS[0]),
+            ("AWS_USE_DUALSTACK_ENDPOINT", OTHER_API_HOSTS[1]),
+        ] {
+            for endpoint in ["", "https://ssm.us-west-2.amazonaws.com"] {
+                let mut fake = Fake::start().await;
+                let authorities = fake.authorities.path();
+                let session = session("first", "A");
+                let mut plugin =
+                    Plugin::start_for(&path, fake.port, authorities, &session, endpoint, &[variable]);
+                let (mut agent, _, _) = fake.opened().await;
+                agent.shake_hands("Port").await;
+                plugin.port().await;
+                fake.answer(&[(200, &self::session("second", "B"))]);
+                agent.close().await;
+                if !endpoint.is_empty() && plugin.version.has_new_sdk() {
+                    // As long as all of its tries can take.
+                    tokio::time::sleep(Duration::from_millis(6500)).await;
+                    assert_eq!(fake.calls(), 0, "{path:?} {variable}");
+                    assert!(plugin.is_running());
+                    continue;
+                }
+                let (_agent, first, _) = fake.opened().await;
+                assert_eq!(first.token_value, "second");
+                let expected = if endpoint.is_empty() { host } else { API_HOST };
+                assert_eq!(fake.api.lock().unwrap().hosts, [expected], "{path:?} {variable} {endpoint}");
+            }
+        }
+    };
+    futures_util::future::join_all(plugins().into_iter().map(run)).await;
 }
 
 #[tokio::test]
@@ -145,12 +226,7 @@ async fn refused_resumes_leave_a_silent_zombie_that_dies_of_traffic() {
         let (fake, mut plugin, agent, port) = forwarding(&path).await;
         fake.answer(&[(403, r#"{"__type":"AccessDeniedException","message":"no"}"#)]);
         agent.close().await;
-        let used_up = async {
-            while fake.calls() < 6 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        timeout(SOON, used_up).await.unwrap();
+        calls(&fake, 6).await;
         // It does nothing more; the longest wait between two tries was 3.2 s.
         tokio::time::sleep(Duration::from_millis(3500)).await;
         assert_eq!(fake.calls(), 6, "{path:?}");
@@ -309,14 +385,16 @@ async fn a_client_that_does_not_read_stalls_the_session_and_its_pongs() {
         let (_fake, mut plugin, mut agent, port) = forwarding(&path).await;
         let stuck = client(port).await;
         assert_eq!(agent.frame().await, (0, 3, "".into()));
-        assert!(agent.ping().await && agent.ponged().await);
+        assert!(agent.ping().await && agent.ponged(SOON).await);
         let data = vec![0; 32000];
         let message = |sequence| {
             let frame = [&autossm_lab::wire::mux::header(Mux::Push, 32000, 3)[..], &data].concat();
             Message::stream(MessageType::OutputStreamData, sequence, payload::DATA, frame)
         };
         let mut sequence = 2;
-        while agent.ping().await && agent.ponged().await {
+        // Before its budget is used up a plugin that answers late is only slow.
+        let patience = |sequence| if sequence * 32000 > 4 << 20 { Duration::from_secs(1) } else { SOON };
+        while agent.ping().await && agent.ponged(patience(sequence)).await {
             for _ in 0..16 {
                 agent.send_message(&message(sequence)).await;
                 sequence += 1;
