@@ -18,6 +18,7 @@ mod daemon;
 mod doctor;
 mod drill;
 mod encrypted;
+mod environment;
 mod faults;
 mod hooks;
 mod hostile;
