@@ -173,9 +173,8 @@ async fn kms_that_cannot_be_reached_is_no_denial() {
 async fn a_reload_with_another_kms_endpoint_replaces_the_session() {
     let lab = lab().await;
     let address = own_address();
-    let config = |kms: &str| {
-        tunnel(&lab, "echo", address, lab.echo_addr(), &format!("kms_endpoint = \"{kms}\"\n"))
-    };
+    let config =
+        |kms: &str| tunnel(&lab, "echo", address, lab.echo_addr(), &format!("kms_endpoint = \"{kms}\"\n"));
     let daemon = Daemon::start(address, &config(&lab.api_url()));
     daemon.event("ready").await;
     let by_name = lab.api_url().replace("127.0.0.1", "localhost");
