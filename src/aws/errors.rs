@@ -11,8 +11,10 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::{ConnectorError, SdkError};
 use aws_smithy_types::error::ErrorMetadata;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
 
-use crate::network;
+use crate::network::{self, Answer, Peer};
 use crate::tunnel::failure::{Class, Failure};
 
 /// Longest message of a service that is passed on, in characters.
@@ -88,17 +90,28 @@ where
             format!("{operation}: the request cannot be made: {}", causes(error)),
         )
         .into(),
-        // Not an answer of the API, or none at all: whoever is between us and it may still have said something by status.
-        _ => {
-            let said = match status {
-                // What the parser makes of a proxy's page helps nobody.
-                Some(status @ 300..) => format!("HTTP {status}, and an answer that is not the API's"),
-                Some(status) => format!("HTTP {status}: {}", causes(error)),
-                None => causes(error),
-            };
-            Failure::new(class(None, status), format!("{operation}: {said}")).into()
-        }
+        // Not an answer of the API, or none at all: what is between us and it may still have said something.
+        _ => match error.raw_response().and_then(|raw| stranger(raw, || causes(error))) {
+            Some(failure) => Failure::new(failure.class, format!("{operation}: {failure}")).into(),
+            None => Failure::new(class(None, status), format!("{operation}: {}", causes(error))).into(),
+        },
     }
+}
+
+/// What was answered, where that is nothing that the API says.
+fn stranger(raw: &HttpResponse, unread: impl FnOnce() -> String) -> Option<Failure> {
+    let peer = raw.extension::<Peer>()?;
+    let status = StatusCode::from_u16(raw.status().as_u16()).ok()?;
+    let content_type = raw.headers().get("content-type").and_then(|name| name.parse().ok());
+    let headers = content_type.map(|name| (CONTENT_TYPE, name)).into_iter().collect();
+    let answer = Answer::new(status, &headers, raw.body().bytes().unwrap_or_default());
+    let is_json = raw.headers().get("content-type").is_some_and(|name| name.contains("json"));
+    if is_json && status.is_success() {
+        // The API's as a rule: cut, or of a kind that is not known.
+        let text = format!("{peer} has answered with {answer}, which cannot be read: {}", unread());
+        return Some(Failure::new(Class::Network, text));
+    }
+    Some(answer.instead_of("the API's answer", peer))
 }
 
 /// Whether IAM does not allow the `operation` that has failed so, as opposed to credentials that are good for nothing: from

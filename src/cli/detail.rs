@@ -185,7 +185,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::control::protocol::{Destination, Interruption, Phase, State};
+    use crate::control::protocol::{Destination, Interruption, InterruptionCause, Phase, State};
     use crate::control::time::Timestamp;
 
     #[test]
@@ -220,11 +220,13 @@ mod tests {
             plugin_pid: Some(4711),
             interruption: Some(Interruption {
                 since: ago(4),
+                cause: InterruptionCause::Closed,
                 reason: "code 1000: Bye".into(),
                 failed_attempts: 2,
                 failure: Some(Failure { text: "HTTP 403".into(), ..Failure::default() }),
                 next_attempt: Some(now.after(Duration::from_millis(1200))),
                 gives_up: Some(now.after(Duration::from_secs(596))),
+                ..Interruption::default()
             }),
             ..Session::default()
         });

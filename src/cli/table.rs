@@ -9,7 +9,7 @@ use super::paint::{Colour, Painter, age, bytes, wait};
 use super::reach::without_daemon;
 use crate::config::Tunnel;
 use crate::control::client::Error;
-use crate::control::protocol::{Expiry, Phase, State, Status, Step};
+use crate::control::protocol::{Expiry, InterruptionCause, Phase, State, Status, Step};
 
 /// A column's heading, and how early it goes where the terminal is too narrow: those with 0 stay.
 const COLUMNS: [(&str, u8); 16] = [
@@ -219,7 +219,12 @@ pub fn trouble(status: &Status) -> Option<String> {
                 Some(failure) => format!("{}; not resumed yet: {}", interruption.reason, failure.text),
                 None => interruption.reason.clone(),
             });
-            Some(format!("data channel down ({}); {}", why.unwrap_or_default(), next(status)))
+            let what = match interrupted.map(|interruption| interruption.cause) {
+                Some(InterruptionCause::Gap) => "messages lost",
+                Some(InterruptionCause::AgentAway | InterruptionCause::AgentSilent) => "agent away",
+                _ => "data channel down",
+            };
+            Some(format!("{what} ({}); {}", why.unwrap_or_default(), next(status)))
         }
         State::Waiting => Some(next(status)),
         State::Starting => reason.map(|reason| format!("trying again after: {reason}")),

@@ -95,8 +95,6 @@ const TABLE: Table<HookSection> = Table { keys: HOOK_KEYS, prefix: "hook.", one:
 /// Events of the catalog that no hook can be run for: the first are written for the log alone, at a lower level than
 /// info; the next come before there are hooks, or from another program; the last ones would run the hook for itself.
 const NEVER: &[&str] = &[
-    "agent_away",
-    "agent_back",
     "keep_alive",
     "plugin_says",
     "probed",

@@ -345,13 +345,16 @@ pub(super) static KEYS: &[TunnelKey] = &[
         "failover_after",
         between!(100, HOUR, failover_after),
         Value("\"5s\""),
-        "When a data channel has been down for this long, a second session is started for new connections.",
+        "When a data channel has been down for this long, or messages have been missing or the agent away, a second session is \
+         started for new connections.",
     ),
     TunnelKey::new(
         "resume_for",
         between!(SECOND, DAY, resume_for),
         Value("\"10m\""),
-        "When a data channel has been down for this long, its session is given up, with its open connections.",
+        "When a data channel has been down for this long, its session is given up, with its open connections. An agent that \
+         the service says is away is given up after 100 s already: it tries six times to come back, for 96 s at the most, and \
+         never again.",
     ),
     TunnelKey::new(
         "plugin",

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::event::{Event, Level, history};
 pub use self::metrics::{Histogram, Metrics, words};
-pub use self::session::{Interruption, Phase, Session};
+pub use self::session::{Interruption, InterruptionCause, Phase, Session};
 pub use self::status::{
     Connections, Credentials, Daemon, Destination, Expiry, Failure, Next, Resumes, State, Status, Step,
 };

@@ -17,7 +17,7 @@ use crate::control::protocol::{
 use crate::control::time::Timestamp;
 use crate::tunnel::status::{self, SessionStatus};
 use crate::tunnel::step::Step;
-use crate::tunnel::{self, Time};
+use crate::tunnel::{self, InterruptionCause, Time};
 
 /// A round trip is shown for so long, beyond the time until the next keep-alive.
 const ROUND_TRIP_AGE: Duration = Duration::from_secs(60);
@@ -68,6 +68,7 @@ impl Driver {
             text: failure.text.clone(),
         };
         let last_failure = self.numbers.failure.as_ref().map(failure);
+        let obstacle = self.sessions.values().find_map(|session| session.seen.obstacle.as_ref()).map(failure);
         let api = self.shared.clients.known(&self.config.identity);
         let sessions: Vec<_> = core.sessions.iter().map(|session| self.session(session)).collect();
         Status {
@@ -105,7 +106,7 @@ impl Driver {
                     .filter(|_| step == Step::Start)
                     .map(|f| format!("{}: {}", f.class, f.text)),
             }),
-            failure: last_failure.clone().filter(|_| core.failure.is_some()),
+            failure: if core.failure.is_some() { last_failure.clone() } else { obstacle },
             last_failure,
             failed_attempts: self.failed_in_a_row,
             destination: self.destination(core),
@@ -187,7 +188,13 @@ impl Driver {
         };
         let interruption = core.down_since.map(|since| Interruption {
             since: clock.at(since),
+            cause: seen.cause().map(cause).unwrap_or_default(),
             reason: seen.down.as_ref().map(|down| down.reason.clone()).unwrap_or_default(),
+            missing_messages: seen.down.as_ref().map_or(0, |down| down.gap.from_agent + down.gap.from_plugin),
+            repair_ms: seen
+                .down
+                .as_ref()
+                .map_or(0, |down| u64::try_from(down.gap.repair_time().as_millis()).unwrap_or(u64::MAX)),
             failed_attempts: seen.down.as_ref().map_or(0, |down| down.failed_attempts),
             failure: seen.down.as_ref().and_then(|down| down.failure.as_ref()).map(|(at, failure)| Failure {
                 at: clock.instant(*at),
@@ -235,6 +242,17 @@ pub(super) fn state(status: &status::Status) -> State {
         status::State::Draining => State::Draining,
         status::State::Stopping => State::Stopping,
         status::State::Stopped => State::Stopped,
+    }
+}
+
+/// What keeps a session from serving, in the protocol's terms.
+pub(super) fn cause(cause: InterruptionCause) -> protocol::InterruptionCause {
+    match cause {
+        InterruptionCause::Closed => protocol::InterruptionCause::Closed,
+        InterruptionCause::Unanswered => protocol::InterruptionCause::Unanswered,
+        InterruptionCause::AgentAway => protocol::InterruptionCause::AgentAway,
+        InterruptionCause::AgentSilent => protocol::InterruptionCause::AgentSilent,
+        InterruptionCause::Gap => protocol::InterruptionCause::Gap,
     }
 }
 

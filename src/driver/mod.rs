@@ -40,7 +40,7 @@ use crate::config::{self, GatewayMode};
 use crate::control::access::Access;
 use crate::control::place;
 use crate::control::server::{Ask, Server};
-use crate::gateway::{self, Authority};
+use crate::gateway::{self, Authority, Interruption};
 use crate::plugin::process::Running;
 use crate::plugin::version::Versions;
 use crate::proxy::{Route, Stats};
@@ -316,8 +316,10 @@ impl Driver {
             Message::Gateway(generation, event) => {
                 self.saw(generation, &event);
                 let away = match event {
-                    gateway::Event::AgentAway | gateway::Event::AgentSilent { .. } => Some(true),
-                    gateway::Event::AgentBack | gateway::Event::ChannelResumed { .. } => Some(false),
+                    gateway::Event::Interrupted(Interruption::AgentAway | Interruption::AgentSilent) => {
+                        Some(true)
+                    }
+                    gateway::Event::Interrupted(_) | gateway::Event::ChannelResumed { .. } => Some(false),
                     _ => None,
                 };
                 if let Some(away) = away {
@@ -408,7 +410,9 @@ impl Driver {
         let status = &self.snapshot.borrow().status;
         let reason = || {
             let downs = self.sessions.values().filter_map(|session| session.seen.down.as_ref());
-            let failures = downs.clone().filter_map(|down| Some(down.failure.as_ref()?.1.text.clone()));
+            let obstacles = self.sessions.values().filter_map(|session| session.seen.obstacle.as_ref());
+            let failures = downs.clone().filter_map(|down| down.failure.as_ref());
+            let failures = failures.chain(obstacles).map(|(_, failure)| failure.text.clone());
             let failure = status.failure.as_ref().map(|failure| failure.text.clone());
             let mut reasons =
                 failure.into_iter().chain(failures).chain(downs.map(|down| down.reason.clone()));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
+use super::describe;
 use super::seen::Seen;
 use crate::control::protocol::{Metrics, words};
 use crate::gateway;
@@ -11,15 +12,12 @@ use crate::plugin::output::Output;
 use crate::plugin::process;
 use crate::proxy::Stats;
 use crate::telemetry::histogram::{Counter, Histogram, RESUME, ROUND_TRIP};
-use crate::tunnel::Report;
 use crate::tunnel::command::RESTARTED;
 use crate::tunnel::failure::{Class, Failure};
+use crate::tunnel::{InterruptionCause, Report};
 
 /// Close codes come from outside: of so many different ones each is counted by itself.
 const CODES: usize = 16;
-
-/// Counted among them: the data channel is open, and nothing comes of it.
-const AGENT_SILENT: &str = "agent_silent";
 
 /// What is counted where it is decided or seen. What the proxy counts is in its [`Stats`].
 #[derive(Debug)]
@@ -54,11 +52,14 @@ impl Default for Numbers {
 }
 
 impl Numbers {
-    /// Takes in what a session's gateway saw.
-    pub(super) fn gateway(&mut self, event: &gateway::Event) {
+    /// Takes in what a session's gateway saw. `told_before`: the interruption that it is in already.
+    pub(super) fn gateway(&mut self, event: &gateway::Event, told_before: Option<InterruptionCause>) {
         match event {
             gateway::Event::ChannelClosed { code, .. } => self.closed(*code),
-            gateway::Event::AgentSilent { .. } => self.count_close(AGENT_SILENT.to_owned()),
+            // Counted among them: the data channel is open, and nothing comes of it.
+            gateway::Event::Interrupted(interruption) if told_before != Some(interruption.cause()) => {
+                self.count_close(describe::cause(interruption.cause()).word().to_owned());
+            }
             gateway::Event::RoundTrip(took) => self.round_trips.observe(*took),
             _ => {}
         }
@@ -89,7 +90,7 @@ impl Numbers {
         let lost_by = seen.and_then(|seen| seen.lost_by);
         match report {
             Report::Ready(..) => self.starts.count("ok"),
-            // Nothing was closed: an agent was silent.
+            // Nothing was closed.
             Report::Resumed(_, _, 0) => {}
             Report::Resumed(_, after, _) => {
                 self.resumes.count("ok");
@@ -226,8 +227,9 @@ mod tests {
     #[test]
     fn an_agents_silence_has_a_word_of_its_own_and_its_end_is_no_resume() {
         let (mut numbers, mut seen) = (Numbers::default(), Seen::default());
-        let silent = gateway::Event::AgentSilent { reason: "nothing for 15 s".into() };
-        numbers.gateway(&silent);
+        let silent = gateway::Event::Interrupted(gateway::Interruption::AgentSilent);
+        numbers.gateway(&silent, None);
+        numbers.gateway(&silent, Some(InterruptionCause::AgentSilent));
         seen.gateway(&silent);
         numbers.report(&Report::Resumed(Generation(1), Duration::from_secs(40), 0), Some(&seen));
         numbers.report(&ended("the data channel could not be resumed for 600 s", false), Some(&seen));
@@ -242,7 +244,7 @@ mod tests {
     fn close_codes_do_not_grow_without_end() {
         let mut numbers = Numbers::default();
         for code in 1000..3000 {
-            numbers.gateway(&gateway::Event::ChannelClosed { code: Some(code), reason: String::new() });
+            numbers.gateway(&gateway::Event::ChannelClosed { code: Some(code), reason: String::new() }, None);
         }
         let closes = numbers.read(&Stats::default()).stream_closes;
         assert_eq!((closes.len(), closes["1000"], closes["other"]), (CODES + 1, 1, 2000 - CODES as u64));

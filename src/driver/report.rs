@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
+use super::describe;
 use crate::tunnel::failure::Class;
-use crate::tunnel::{Generation, Reason, Report};
+use crate::tunnel::{Generation, InterruptionCause, Reason, Report};
 
 /// Writes one report of the core to the log. `session` is the id, as the console and CloudTrail show it; `target` whom it
 /// is with. `repeated`: so many attempts have failed of which no line tells; none: no line is to tell of this one either.
@@ -27,8 +28,14 @@ pub(super) fn write(tunnel: &str, session: &str, target: &str, report: &Report, 
                 more(repeated.unwrap_or_default(), "failed attempts"),
             );
         }
-        Report::Interrupted(_, reason) => {
-            info!(tunnel, session, event = "interrupted", reason, "interrupted ({reason}); resuming");
+        Report::Interrupted(_, cause, reason) => {
+            let next = match cause {
+                InterruptionCause::Closed | InterruptionCause::Unanswered => "resuming",
+                InterruptionCause::AgentAway | InterruptionCause::AgentSilent => "waiting for the agent",
+                InterruptionCause::Gap => "new connections wait",
+            };
+            let cause = describe::cause(*cause).word();
+            info!(tunnel, session, event = "interrupted", cause, reason, "interrupted ({reason}); {next}");
         }
         Report::Resumed(_, after, 0) => {
             info!(
@@ -37,7 +44,7 @@ pub(super) fn write(tunnel: &str, session: &str, target: &str, report: &Report, 
                 event = "resumed",
                 duration_ms = millis(*after),
                 attempts = 0,
-                "the agent answers again, after {}",
+                "serves again, after {}",
                 span(*after)
             );
         }
@@ -222,7 +229,7 @@ pub(super) fn generation(report: &Report) -> Option<Generation> {
     Some(match report {
         Report::Limit(_) | Report::NoLimit(_) => return None,
         Report::Ready(generation, _)
-        | Report::Interrupted(generation, _)
+        | Report::Interrupted(generation, ..)
         | Report::Resumed(generation, ..)
         | Report::FailingOver(generation, _)
         | Report::Replacing(generation, _)

@@ -93,8 +93,9 @@ impl Driver {
 
     /// Notes what a session's gateway saw.
     pub(super) fn saw(&mut self, generation: Generation, event: &gateway::Event) {
-        self.numbers.gateway(event);
-        if let Some(session) = self.sessions.get_mut(&generation) {
+        let session = self.sessions.get_mut(&generation);
+        self.numbers.gateway(event, session.as_ref().and_then(|session| session.seen.cause()));
+        if let Some(session) = session {
             session.seen.gateway(event);
         }
     }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::gateway;
+use crate::gateway::{self, Gap, Interruption};
 use crate::plugin::output::Output;
 use crate::plugin::process;
+use crate::tunnel::InterruptionCause;
 use crate::tunnel::failure::Failure;
 
 /// One session's facts, each as new as the last event about it.
@@ -21,6 +22,8 @@ pub(super) struct Seen {
     pub round_trip: Option<(Instant, Duration)>,
     /// How often its data channel was opened again.
     pub resumes: u64,
+    /// Why its data channel could not be opened the first time, until it is, and since when that is known.
+    pub obstacle: Option<(Instant, Failure)>,
     /// Its data channel is down.
     pub down: Option<Down>,
     /// Its plugin is gone.
@@ -32,8 +35,12 @@ pub(super) struct Seen {
 /// A data channel that is down, or as good as that because the agent is silent.
 #[derive(Debug)]
 pub(super) struct Down {
+    /// What keeps the session from serving at the moment.
+    pub cause: InterruptionCause,
     pub reason: String,
-    /// It was closed, and not only the agent silent: it has to be resumed.
+    /// What is missing, where that is the cause.
+    pub gap: Gap,
+    /// It was closed: it has to be resumed.
     pub closed: bool,
     pub failed_attempts: u64,
     /// When the next attempt is made, or the last one was begun.
@@ -91,15 +98,22 @@ impl Seen {
                 self.no_keepalive = Some("another process has connected to the plugin's port");
             }
             gateway::Event::ChannelClosed { reason, .. } => self.closed(reason),
-            gateway::Event::AgentSilent { reason } => drop(self.interrupted(reason)),
+            gateway::Event::Interrupted(interruption) => {
+                let down = self.interrupted(interruption.cause(), &interruption.to_string());
+                if let Interruption::Gap { missing, .. } = interruption {
+                    down.gap = *missing;
+                }
+            }
             // In `observe` mode every opening looks like the first.
             gateway::Event::ChannelOpened | gateway::Event::ChannelResumed { .. } => self.resumed(),
-            gateway::Event::ResumeFailed(failure) => {
-                if let Some(down) = &mut self.down {
+            gateway::Event::ResumeFailed(failure) => match &mut self.down {
+                Some(down) => {
                     down.failed_attempts += 1;
                     down.failure = Some((Instant::now(), failure.clone()));
                 }
-            }
+                None => self.obstacle = Some((Instant::now(), failure.clone())),
+            },
+            gateway::Event::KmsFailed(failure) => self.obstacle = Some((Instant::now(), failure.clone())),
             gateway::Event::RetryIn(delay) => {
                 if let Some(down) = &mut self.down {
                     down.next_attempt = Some(Instant::now() + *delay);
@@ -130,21 +144,35 @@ impl Seen {
     }
 
     fn closed(&mut self, reason: &str) {
-        self.interrupted(reason).closed = true;
+        // One that is closed again while it is being resumed is so as a consequence.
+        if !self.is_closed() || self.cause() != Some(InterruptionCause::Closed) {
+            self.interrupted(InterruptionCause::Closed, reason).closed = true;
+        }
     }
 
-    fn interrupted(&mut self, reason: &str) -> &mut Down {
-        let down = || Down {
-            reason: reason.to_owned(),
+    fn interrupted(&mut self, cause: InterruptionCause, reason: &str) -> &mut Down {
+        let down = self.down.get_or_insert_with(|| Down {
+            cause,
+            reason: String::new(),
+            gap: Gap::default(),
             closed: false,
             failed_attempts: 0,
             next_attempt: None,
             failure: None,
-        };
-        self.down.get_or_insert_with(down)
+        });
+        down.cause = cause;
+        reason.clone_into(&mut down.reason);
+        down.gap = Gap::default();
+        down
+    }
+
+    /// What keeps the session from serving, if anything.
+    pub(super) fn cause(&self) -> Option<InterruptionCause> {
+        self.down.as_ref().map(|down| down.cause)
     }
 
     fn resumed(&mut self) {
+        self.obstacle = None;
         if self.down.take().is_some_and(|down| down.closed) {
             self.resumes += 1;
         }
@@ -190,9 +218,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_in_the_way_of_the_first_opening_is_known_until_it_is_gone() {
+        let mut seen = Seen::default();
+        seen.gateway(&gateway::Event::ResumeFailed(Failure::new(Class::Network, "no WebSocket")));
+        assert!(
+            seen.down.is_none() && seen.obstacle.as_ref().is_some_and(|(_, why)| why.text == "no WebSocket")
+        );
+        seen.gateway(&gateway::Event::ChannelOpened);
+        assert!(seen.obstacle.is_none());
+    }
+
+    #[test]
     fn an_agents_silence_is_an_interruption_and_no_close() {
         let (mut seen, after) = (Seen::default(), Duration::ZERO);
-        let silent = gateway::Event::AgentSilent { reason: "nothing for 15 s".into() };
+        let silent = gateway::Event::Interrupted(Interruption::AgentSilent);
         seen.gateway(&silent);
         assert_eq!((seen.down.is_some(), seen.is_closed()), (true, false));
         seen.gateway(&gateway::Event::ChannelResumed { after, attempts: 0 });

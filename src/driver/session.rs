@@ -16,7 +16,7 @@ use super::seen::Seen;
 use crate::aws::api::{Api, StartRequest, StartedSession};
 use crate::config::{self, GatewayMode};
 use crate::gateway::ledger::Ledger;
-use crate::gateway::{self, Gateway};
+use crate::gateway::{self, Gateway, Interruption};
 use crate::plugin::output::Output;
 use crate::plugin::process::{self, Launch, Running};
 use crate::proxy::Route;
@@ -24,7 +24,7 @@ use crate::telemetry::recorder::HISTORY;
 use crate::tunnel::failure::{Class, Failure};
 use crate::tunnel::health::Found;
 use crate::tunnel::rotation::Limit;
-use crate::tunnel::{Generation, SessionEvent};
+use crate::tunnel::{Generation, InterruptionCause, SessionEvent};
 
 /// Events of one session that wait to be passed on.
 const EVENTS: usize = 64;
@@ -70,6 +70,8 @@ pub(super) struct Session {
     ledger: Arc<Ledger>,
     /// The data channel was closed and is not open again yet.
     down: bool,
+    /// What keeps it from serving, as the core was told.
+    interrupted_by: Option<InterruptionCause>,
     /// The number of open connections that was told last.
     told_open: usize,
     /// Why resuming failed last, while the data channel is down.
@@ -133,7 +135,10 @@ impl Session {
         match event {
             // In `observe` mode every opening looks like the first.
             gateway::Event::ChannelOpened if self.down => Some(self.resumed(1)),
-            gateway::Event::ChannelOpened => None,
+            gateway::Event::ChannelOpened => {
+                self.resume_failure = None;
+                None
+            }
             gateway::Event::Handshake { agent_version, session_type, encrypted, .. } => {
                 debug!(tunnel, session, agent_version, session_type, encrypted, "handshake");
                 // Once, whoever names it first.
@@ -155,28 +160,29 @@ impl Session {
                 Some(SessionEvent::Kind(session_type))
             }
             gateway::Event::ChannelClosed { code, reason } => Some(self.closed(code, reason)),
+            gateway::Event::Interrupted(interruption) => self.interrupted(interruption),
             gateway::Event::KmsFailed(failure) => {
                 debug!(tunnel, session, reason = failure.text, "KMS gives no data key");
                 Some(SessionEvent::NotOpened(failure))
             }
-            gateway::Event::ResumeFailed(failure) if self.route.is_none() => {
-                debug!(tunnel, session, reason = failure.text, "the data channel is not open yet");
-                Some(SessionEvent::NotOpened(failure))
-            }
             gateway::Event::ResumeFailed(failure) => {
+                let opening = self.route.is_none();
+                // Such a session is given up, which is told.
+                let given_up = opening && matches!(failure.class, Class::NeedsChange | Class::Access);
                 // Once for each cause; the attempts go on.
-                if self.resume_failure.replace(failure.class) != Some(failure.class) {
+                if !given_up && self.resume_failure.replace(failure.class) != Some(failure.class) {
                     let (class, reason) = (failure.class.to_string(), &failure.text);
+                    let what = if opening { "opened" } else { "resumed" };
                     warn!(
                         tunnel,
                         session,
                         event = "resume_failed",
                         class,
                         reason,
-                        "not resumed yet: {reason}"
+                        "not {what} yet: {reason}"
                     );
                 }
-                None
+                opening.then_some(SessionEvent::NotOpened(failure))
             }
             gateway::Event::ChannelResumed { attempts, .. } => Some(self.resumed(attempts)),
             gateway::Event::RoundTrip(took) => {
@@ -188,15 +194,6 @@ impl Session {
                     duration_us,
                     "the agent has acknowledged a message"
                 );
-                None
-            }
-            gateway::Event::AgentSilent { reason } => Some(self.closed(None, reason)),
-            gateway::Event::AgentAway => {
-                debug!(tunnel, session, event = "agent_away", "the agent has lost its connection");
-                None
-            }
-            gateway::Event::AgentBack => {
-                debug!(tunnel, session, event = "agent_back", "the agent is back");
                 None
             }
             gateway::Event::SessionEnded { reason, declared } => {
@@ -281,11 +278,22 @@ impl Session {
             Some(code) => format!("code {code}: {reason}"),
             None => reason,
         };
-        SessionEvent::ChannelClosed { reason }
+        self.interrupted_by = Some(InterruptionCause::Closed);
+        SessionEvent::Interrupted { cause: InterruptionCause::Closed, reason, lasted: Duration::ZERO }
+    }
+
+    /// The figures of an interruption change all the time; the core hears of its beginning, and of another cause.
+    fn interrupted(&mut self, interruption: Interruption) -> Option<SessionEvent> {
+        self.set_down(true);
+        let (cause, lasted) = (interruption.cause(), interruption.lasted());
+        let same = self.interrupted_by.replace(cause) == Some(cause);
+        let reason = interruption.to_string();
+        (!same).then_some(SessionEvent::Interrupted { cause, reason, lasted })
     }
 
     fn resumed(&mut self, attempts: u32) -> SessionEvent {
         self.set_down(false);
+        self.interrupted_by = None;
         self.resume_failure = None;
         SessionEvent::ChannelResumed { attempts }
     }
@@ -372,7 +380,8 @@ mod tests {
             session.open_route(1, Generation(1), &sender);
             let route = session.route.clone().unwrap();
             let event = session.gateway_event(&config, closed());
-            assert_eq!(event, Some(SessionEvent::ChannelClosed { reason: "reset".into() }));
+            let (cause, lasted) = (InterruptionCause::Closed, Duration::ZERO);
+            assert_eq!(event, Some(SessionEvent::Interrupted { cause, reason: "reset".into(), lasted }));
             assert!(route.interrupted.load(Relaxed), "{mode}");
             let event = session.gateway_event(&config, back);
             assert_eq!(event, Some(SessionEvent::ChannelResumed { attempts: 1 }));

@@ -3,11 +3,21 @@
 //! Pings of the WebSocket are answered by the service, and say nothing of the agent behind it. What the agent itself
 //! answers is stream messages: it acknowledges each. One that does not read, because the destination of an upload
 //! does not, acknowledges nothing either; new connections are better off elsewhere then, too.
+//!
+//! The service says (`pause_publication`) when the agent's own connection to it is lost. The agent then tries to open
+//! another one, six times within 3 to 6 s where it is refused, and never again; its process stays and does nothing. So an
+//! agent that is away for longer is gone for good (`communicator/websocketchannel.go` and `retry/`, public source).
 
 use std::time::{Duration, Instant};
 
 /// For an acknowledgement, while the data channel is open.
 pub const PATIENCE: Duration = Duration::from_secs(15);
+/// An agent that the service says is away does not come back later than this: its six attempts, with pauses of 6 s
+/// between them, end within 15 s each.
+pub const GONE_AFTER: Duration = Duration::from_secs(100);
+/// After a data channel was opened again, what the agent has sent meanwhile takes this long beyond its first sign of life
+/// to show whether something of it is missing.
+const SETTLING: Duration = Duration::from_millis(100);
 
 /// What is known of the agent's life.
 #[derive(Debug)]
@@ -18,14 +28,28 @@ pub struct AgentClock {
     flowed: Option<Instant>,
     /// Since when an acknowledgement, or the agent's return, is waited for.
     waiting: Option<Instant>,
-    away: bool,
+    /// Since when the service says that it is away.
+    away: Option<Instant>,
     silent: bool,
+    proof: Proof,
+}
+
+/// Whether the agent has been heard of since the data channel was opened again: the service accepts one whether there is
+/// an agent or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proof {
+    /// There is nothing that it could acknowledge, or the data channel was never closed.
+    NotNeeded,
+    /// It has to acknowledge something.
+    Awaited,
+    /// It was heard of then.
+    Given(Instant),
 }
 
 impl AgentClock {
     /// Of a session whose handshake is not complete.
     pub fn new(keepalive: Option<Duration>) -> Self {
-        Self { keepalive, flowed: None, waiting: None, away: false, silent: false }
+        Self { keepalive, flowed: None, waiting: None, away: None, silent: false, proof: Proof::NotNeeded }
     }
 
     /// The handshake is complete.
@@ -48,15 +72,17 @@ impl AgentClock {
     /// The agent has acknowledged something new; `awaited`: more of what was sent has to be acknowledged.
     pub fn acknowledged(&mut self, now: Instant, awaited: bool) {
         self.flowed(now);
-        self.away = false;
+        self.away = None;
         self.silent = false;
         self.waiting = awaited.then_some(now);
+        self.prove(now);
     }
 
     /// Anything else has come from the agent, or the service says that it is back; `owed`: the agent has not acknowledged
     /// everything.
-    pub fn heard(&mut self, owed: bool) {
-        self.away = false;
+    pub fn heard(&mut self, now: Instant, owed: bool) {
+        self.away = None;
+        self.prove(now);
         if !owed {
             self.waiting = None;
             self.silent = false;
@@ -66,15 +92,32 @@ impl AgentClock {
     /// The service says that the agent has gone away.
     pub fn left(&mut self, now: Instant) {
         if self.flowed.is_some() {
-            self.away = true;
+            self.away.get_or_insert(now);
             self.waiting.get_or_insert(now);
         }
     }
 
-    /// The data channel is closed: what is not sent is not answered.
+    /// The data channel is closed: what is not sent is not answered, and the service tells nothing of the agent.
     pub fn closed(&mut self) {
-        self.away = false;
+        self.away = None;
         self.waiting = None;
+        self.proof = Proof::NotNeeded;
+    }
+
+    /// The data channel is open again; `asked`: something goes out that the agent will acknowledge, if it is there.
+    pub fn reopened(&mut self, asked: bool) {
+        if self.flowed.is_none() {
+            return;
+        }
+        self.proof = if asked { Proof::Awaited } else { Proof::NotNeeded };
+        // Where it cannot be asked, it is trusted.
+        self.silent &= asked;
+    }
+
+    fn prove(&mut self, now: Instant) {
+        if self.proof == Proof::Awaited {
+            self.proof = Proof::Given(now);
+        }
     }
 
     /// An acknowledgement could not be seen: the waiting for it begins anew.
@@ -82,9 +125,14 @@ impl AgentClock {
         self.waiting = self.waiting.map(|_| now);
     }
 
-    /// Nothing is left to wait for.
-    pub fn trust(&mut self) {
-        self.silent = false;
+    /// When the agent, heard of again, can be relied upon to have nothing missing that is not known. `None` where it has
+    /// not been heard of since the data channel was opened again.
+    pub fn proven_at(&self, now: Instant) -> Option<Instant> {
+        match self.proof {
+            Proof::NotNeeded => Some(now),
+            Proof::Awaited => None,
+            Proof::Given(at) => Some(at + SETTLING),
+        }
     }
 
     /// When a keep-alive is due.
@@ -111,7 +159,12 @@ impl AgentClock {
 
     /// Whether the service has said that the agent is away.
     pub fn is_away(&self) -> bool {
-        self.away
+        self.away.is_some()
+    }
+
+    /// When an agent that is away is gone for good.
+    pub fn gone_at(&self) -> Option<Instant> {
+        self.away.map(|since| since + GONE_AFTER)
     }
 
     /// Whether keep-alives are wanted at all.
@@ -163,7 +216,7 @@ mod tests {
         assert!(!clock.falls_silent(now + SECOND * 24));
         assert!(clock.falls_silent(now + SECOND * 25));
         assert!(!clock.falls_silent(now + SECOND * 26), "said once");
-        clock.heard(true);
+        clock.heard(now, true);
         assert!(clock.is_silent(), "data flows, but nothing that is sent arrives");
         clock.acknowledged(now + SECOND * 99, false);
         assert!(!clock.is_silent());
@@ -197,11 +250,53 @@ mod tests {
         let (mut clock, now) = begun();
         clock.left(now);
         assert!(clock.is_away());
-        clock.heard(false);
+        clock.heard(now, false);
         assert_eq!((clock.is_away(), clock.silent_at()), (false, None));
         clock.left(now);
         assert!(clock.falls_silent(now + PATIENCE));
-        clock.heard(false);
+        clock.heard(now, false);
+        assert!(!clock.is_silent());
+    }
+
+    #[test]
+    fn an_agent_that_is_away_for_too_long_is_gone() {
+        let (mut clock, now) = begun();
+        assert_eq!(clock.gone_at(), None);
+        clock.left(now);
+        clock.left(now + SECOND);
+        assert_eq!(clock.gone_at(), Some(now + GONE_AFTER));
+        clock.heard(now + SECOND, false);
+        assert_eq!(clock.gone_at(), None);
+        clock.left(now);
+        clock.closed();
+        assert_eq!(clock.gone_at(), None, "the service cannot tell of its return");
+    }
+
+    #[test]
+    fn a_data_channel_that_is_open_again_proves_nothing_of_the_agent() {
+        let (mut clock, now) = begun();
+        assert_eq!(clock.proven_at(now), Some(now));
+        clock.closed();
+        clock.reopened(true);
+        assert_eq!(clock.proven_at(now), None);
+        clock.heard(now, true);
+        clock.acknowledged(now + SECOND, false);
+        assert_eq!(clock.proven_at(now), Some(now + SETTLING));
+        clock.closed();
+        clock.reopened(false);
+        assert_eq!(clock.proven_at(now), Some(now), "it cannot be asked");
+    }
+
+    #[test]
+    fn a_silent_agent_that_cannot_be_asked_is_trusted() {
+        let (mut clock, now) = begun();
+        clock.sent(now);
+        assert!(clock.falls_silent(now + PATIENCE));
+        clock.closed();
+        clock.reopened(true);
+        assert!(clock.is_silent());
+        clock.closed();
+        clock.reopened(false);
         assert!(!clock.is_silent());
     }
 }

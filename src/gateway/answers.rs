@@ -1,4 +1,9 @@
-//! PURE. Follows the agent's mux frames, for the ends of its streams.
+//! PURE. Follows the agent's mux frames, for how much of each answer there is and for the ends of its streams.
+//!
+//! The agent ends the stream of a connection that its destination has ended, with a frame of its own behind the last of the
+//! answer. Nothing else tells an answer that is complete from one that is cut: a plugin that dies closes its connections in the
+//! same way in which it closes those that have ended. What is seen here is put down before the plugin is given it, so that the
+//! proxy finds it there when the plugin closes a connection.
 //!
 //! An agent answers a new stream with nothing: not when it has connected to the destination, nor while it tries. But it
 //! ends each stream once it has tried, and says before whether it failed: where the other side has ended the stream
@@ -7,33 +12,27 @@
 //! agent's `port_mux.go`; it connects for one stream after the other.)
 //!
 //! A frame may be cut anywhere, so that messages have to be followed in their order. Those that come early wait for the
-//! missing one, up to a bound. Beyond it the agent is lost track of: the plugin has acknowledged those messages, so that
-//! they do not come again. It is found again with the first message that consists of whole frames of streams that there
-//! are, which is what an agent sends that has been idle for a moment.
+//! missing one, [as much of them as is needed](super::early), up to a bound that is the plugin's. If the plugin keeps more the
+//! agent is lost track of: what the plugin has acknowledged does not come again. It is found again with the first message that
+//! consists of whole frames of streams that there are, which is what an agent sends that has been idle for a moment.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tracing::info;
 
+use super::early::{Early, Said};
 use super::ledger::{AgentEnd, AgentFrames, Ledger};
-use super::message::{self, View};
+use super::message::View;
 use super::mux::{Follower, LostTrack, Piece};
 
-/// Messages that wait for an earlier one: what a session moves in a second. The plugin's own buffer takes ten times as
-/// much.
-pub const MAX_EARLY_BYTES: usize = 1 << 20;
-
-/// Tells the ledger of the agent's ends of streams, as long as its frames can be followed.
+/// Tells the ledger of the agent's answers and of their ends, as long as its frames can be followed.
 #[derive(Debug)]
 pub struct Answers {
     ledger: Arc<Ledger>,
     track: Track,
     /// The number of the next message to be followed.
     next: i64,
-    early: BTreeMap<i64, Bytes>,
-    early_bytes: usize,
+    early: Early,
     /// The agent has said that it could not connect, and no stream has ended since.
     refused: bool,
     /// The handshake has said that the data is mux frames.
@@ -60,8 +59,7 @@ impl Answers {
             ledger,
             track: Track::Kept(Follower::default()),
             next: 0,
-            early: BTreeMap::new(),
-            early_bytes: 0,
+            early: Early::default(),
             refused: false,
             begun: false,
             said: false,
@@ -81,63 +79,61 @@ impl Answers {
     /// They cannot be followed in this session.
     pub fn end(&mut self) {
         self.track = Track::Off;
-        self.forget_early();
+        self.early.clear();
         self.ledger.follow_agent(AgentFrames::Unreadable);
     }
 
-    /// Bytes of the messages that wait.
+    /// Bytes that are kept of the messages that wait.
     #[cfg(any(test, fuzzing))]
     pub fn early_bytes(&self) -> usize {
-        self.early_bytes
+        self.early.bytes()
     }
 
-    /// A message of the agent's stream that the plugin is given, of any number, as often as it comes. `bytes` are the
-    /// message's own, which share nothing with what it was read into.
-    pub fn take(&mut self, view: &View<'_>, bytes: &Bytes) {
+    /// A message of the agent's stream that the plugin is about to be given, of any number, as often as it comes.
+    pub fn take(&mut self, view: &View<'_>) {
         let number = view.number();
         if matches!(self.track, Track::Off) || number < self.next {
             return;
         }
         if number > self.next {
-            if !self.early.contains_key(&number) {
-                self.early_bytes += bytes.len();
-                self.early.insert(number, bytes.clone());
-            }
-            if self.early_bytes <= MAX_EARLY_BYTES {
-                return;
-            }
-            // What is missing will come; what has come meanwhile will not come again.
-            self.next = self.early.last_key_value().map_or(number, |(last, _)| *last).saturating_add(1);
-            self.forget_early();
-            self.lose();
+            let ledger = &self.ledger;
+            self.early.keep(view, |stream| ledger.knows(stream));
             return;
         }
-        self.follow(view);
-        while let Some(bytes) = self.early.remove(&self.next) {
-            self.early_bytes -= bytes.len();
-            if let Ok(view) = View::new(&bytes) {
-                self.follow(&view);
-            }
+        self.follow(Said::by(view));
+        while let Some(said) = self.early.take(self.next) {
+            self.follow(said);
         }
     }
 
+    /// The plugin has acknowledged a message. If that is not known here, it never will be: what is acknowledged is not sent
+    /// again.
+    pub fn acknowledged(&mut self, number: i64) {
+        if matches!(self.track, Track::Off) || number < self.next || self.early.has(number) {
+            return;
+        }
+        self.next = self.early.last().unwrap_or(number).max(number).saturating_add(1);
+        self.early.clear();
+        self.lose();
+    }
+
     /// The next message.
-    fn follow(&mut self, view: &View<'_>) {
+    fn follow(&mut self, said: Said<'_>) {
         self.next = self.next.saturating_add(1);
-        if view.payload_type() == message::FLAG && view.payload() == message::CONNECT_TO_PORT_ERROR {
-            self.refused = true;
-        }
-        if view.payload_type() != message::DATA {
-            return;
-        }
+        let payload = match said {
+            Said::Frames(payload) => payload,
+            Said::Refusal => return self.refused = true,
+            Said::Nothing => return,
+        };
         if matches!(self.track, Track::Lost) {
-            self.find(view.payload());
-            return;
+            return self.find(&payload);
         }
         let Track::Kept(follower) = &mut self.track else { return };
         let (ledger, refused) = (&self.ledger, &mut self.refused);
-        let followed = follower.follow(view.payload(), |piece| {
-            if let Piece::Close(stream) = piece {
+        let followed = follower.follow(&payload, |piece| match piece {
+            Piece::Open(_) => {}
+            Piece::Data(stream, bytes) => ledger.agent_sent(stream, bytes),
+            Piece::Close(stream) => {
                 let end = if std::mem::take(refused) { AgentEnd::Refused } else { AgentEnd::Connected };
                 ledger.agent_ended(stream, end);
             }
@@ -153,15 +149,15 @@ impl Answers {
             self.ledger.follow_agent(AgentFrames::Lost);
             if !std::mem::replace(&mut self.said, true) {
                 info!(
-                    "the agent's frames cannot be followed over a long gap: probes of the kind tcp say nothing until they \
-                     can be again"
+                    "the agent's frames cannot be followed for a while: probes of the kind tcp say nothing until they can be \
+                     again"
                 );
             }
         }
     }
 
-    /// Goes on after a message of whole frames. Whose ends stand in it was asked for while nobody could tell: nobody
-    /// waits for them.
+    /// Goes on after a message of whole frames. Whose ends stand in it was asked for while nobody could tell: they are waited
+    /// for no more.
     fn find(&mut self, payload: &[u8]) {
         let (mut follower, mut known, mut unknown) = (Follower::default(), false, false);
         let followed = follower.follow(payload, |piece| {
@@ -178,23 +174,19 @@ impl Answers {
             }
         }
     }
-
-    fn forget_early(&mut self) {
-        self.early.clear();
-        self.early_bytes = 0;
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::ops::Range;
 
+    use bytes::Bytes;
     use futures_util::FutureExt as _;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::gateway::link::MAX_MESSAGE;
-    use crate::gateway::message::Header;
+    use crate::gateway::ledger::Answer;
+    use crate::gateway::message::{self, Header};
     use crate::gateway::mux::tests::frame;
 
     const STREAMS: usize = 6;
@@ -209,7 +201,7 @@ mod tests {
     }
 
     fn take(answers: &mut Answers, bytes: &Bytes) {
-        answers.take(&View::new(bytes).unwrap(), bytes);
+        answers.take(&View::new(bytes).unwrap());
     }
 
     /// A session with some streams, the ends of which are all waited for.
@@ -284,8 +276,8 @@ mod tests {
         all
     }
 
-    fn ends(ledger: &Ledger, streams: &[u32]) -> Vec<Option<Option<AgentEnd>>> {
-        streams.iter().map(|stream| told(ledger, *stream)).collect()
+    fn ends(ledger: &Ledger, streams: &[u32]) -> Vec<(Option<Option<AgentEnd>>, Answer)> {
+        streams.iter().map(|stream| (told(ledger, *stream), ledger.answer(*stream))).collect()
     }
 
     proptest! {
@@ -305,57 +297,58 @@ mod tests {
             order.iter().for_each(|index| take(&mut answers, index.get(&messages)));
             messages.iter().rev().for_each(|message| take(&mut answers, message));
             prop_assert_eq!(ends(&other, &streams), ends(&ledger, &streams));
-            prop_assert_eq!((answers.early_bytes, answers.early.len()), (0, 0));
+            prop_assert_eq!(answers.early_bytes(), 0);
             prop_assert_eq!(other.agent_frames(), AgentFrames::Followed);
         }
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
-        /// However much comes early, it is bounded, and nothing is told that is not so: an end that may have been missed
-        /// is told as unknown, and not kept waiting for.
+        /// The same where a plugin keeps what comes early, and the answers what they find room for: what the plugin does not
+        /// acknowledge comes again.
         #[test]
-        fn what_waits_is_bounded_by_its_bytes(
-            does in does(20..70, 20_000..60_000),
-            cuts in proptest::collection::vec(20_000..MAX_MESSAGE - 120, 1..5),
-            order in proptest::collection::vec(any::<proptest::sample::Index>(), 0..120),
+        fn an_answer_is_known_by_its_length(
+            lengths in proptest::collection::vec(0usize..5000, STREAMS),
+            cuts in proptest::collection::vec(1usize..1100, 1..20),
+            missing in proptest::collection::vec(any::<proptest::sample::Index>(), 1..10),
         ) {
             let (ledger, streams, mut answers) = session();
-            let messages = messages(&does, &streams, &cuts);
-            messages.iter().for_each(|message| take(&mut answers, message));
-            let (other, _, mut answers) = session();
-            let mut lost = false;
-            for message in order.iter().map(|index| index.get(&messages)).chain(messages.iter().skip(1)) {
+            let does: Vec<_> = lengths.iter().enumerate().map(|(stream, length)| Does::Says(stream, *length)).collect();
+            let ends: Vec<_> = (0..STREAMS).map(Does::Ends).collect();
+            let messages = messages(&[does, ends].concat(), &streams, &cuts);
+            let missing: Vec<_> = missing.iter().map(|index| index.index(messages.len())).collect();
+            for (number, message) in messages.iter().enumerate().filter(|(number, _)| !missing.contains(number)) {
                 take(&mut answers, message);
-                lost |= other.agent_frames() == AgentFrames::Lost;
-                prop_assert!(answers.early_bytes <= MAX_EARLY_BYTES);
-                prop_assert_eq!(answers.early_bytes, answers.early.values().map(Bytes::len).sum::<usize>());
+                answers.acknowledged(number as i64);
             }
-            for (found, so) in ends(&other, &streams).into_iter().zip(ends(&ledger, &streams)) {
-                prop_assert!(found == so || found == Some(None) && lost || found.is_none() && !lost, "{found:?}, not {so:?}");
+            let first = *missing.iter().min().unwrap() as i64;
+            prop_assert_eq!(answers.next, first, "what is behind the gap is not followed yet");
+            for number in missing {
+                take(&mut answers, &messages[number]);
+            }
+            for (stream, length) in streams.iter().zip(lengths) {
+                prop_assert_eq!(ledger.answer(*stream), Answer::Ended(length as u64));
             }
         }
     }
 
-    /// A bulk download, and a message of it is lost.
+    /// A plugin keeps more behind a gap than is kept here.
     fn after_a_long_gap() -> (Arc<Ledger>, Vec<u32>, Answers, i64) {
         let (ledger, streams, mut answers) = session();
         take(&mut answers, &data(0, &frame(2, streams[0], &[7; 32_000])[..1024]));
-        let mut number = 2;
-        while ledger.agent_frames() == AgentFrames::Followed {
-            assert!(number < 2_000, "{} bytes wait", answers.early_bytes);
-            take(&mut answers, &data(number, &[7; 1024]));
-            number += 1;
-        }
-        assert_eq!(answers.early_bytes, 0);
-        (ledger, streams, answers, number)
+        take(&mut answers, &data(2, &[7; 1024]));
+        answers.acknowledged(0);
+        answers.acknowledged(2);
+        assert_eq!(ledger.agent_frames(), AgentFrames::Followed);
+        answers.acknowledged(4);
+        assert_eq!(answers.early_bytes(), 0);
+        (ledger, streams, answers, 5)
     }
 
     #[test]
     fn after_a_long_gap_nothing_is_known_of_the_ends_that_were_waited_for() {
         let (ledger, streams, mut answers, _) = after_a_long_gap();
-        assert_eq!(told(&ledger, streams[0]), Some(None));
-        assert!(!ledger.await_agent_end(ledger.open()), "nobody would tell");
+        assert_eq!((told(&ledger, streams[0]), ledger.answer(streams[0])), (Some(None), Answer::Unknown));
+        assert!(!ledger.await_agent_end(ledger.open()), "it would not be told");
         take(&mut answers, &data(1, &frame(1, streams[0], b"")));
         assert_eq!(ledger.agent_frames(), AgentFrames::Lost, "what was missing is too late");
     }
@@ -373,6 +366,7 @@ mod tests {
             assert_eq!(next(payload), AgentFrames::Lost, "{payload:?}");
         }
         assert_eq!(next(&[answer, frame(1, streams[1], b"")].concat()), AgentFrames::Followed);
+        assert_eq!(ledger.answer(streams[1]), Answer::Unknown, "how much of it was missed is not known");
         let [good, refused] = [awaited(&ledger), awaited(&ledger)];
         next(&frame(1, good, b""));
         assert_eq!(told(&ledger, good), Some(Some(AgentEnd::Connected)));
@@ -391,6 +385,6 @@ mod tests {
         answers.end();
         take(&mut answers, &data(0, &frame(1, streams[0], b"")));
         take(&mut answers, &data(9, &frame(1, streams[0], b"")));
-        assert_eq!((ledger.agent_frames(), answers.early_bytes), (AgentFrames::Unreadable, 0));
+        assert_eq!((ledger.agent_frames(), answers.early_bytes()), (AgentFrames::Unreadable, 0));
     }
 }

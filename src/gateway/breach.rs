@@ -8,9 +8,10 @@ use super::message::Malformed;
 
 /// Of an acknowledgement's payload, in bytes; the agent's have about 200.
 pub const MAX_ACKNOWLEDGEMENT: usize = 1 << 10;
-/// How far the agent's numbers may be ahead of what the plugin has acknowledged. Both ends keep 10 000 messages; an agent
-/// that has to keep more throws its oldest away, and what is lost so is never sent again.
-pub const MAX_AHEAD: i64 = 20_000;
+/// How far the agent's numbers may be ahead of what the plugin has acknowledged. The agent keeps 100 000 messages that are
+/// not acknowledged, and sends what comes later once only; of those ahead the plugin takes and acknowledges 10 000. So
+/// what is further ahead has left something behind that never comes again. (Both numbers are of the public sources.)
+pub const MAX_AHEAD: i64 = 110_000;
 /// Longest text of the service that is repeated, in characters.
 const MAX_WORDS: usize = 200;
 
@@ -32,8 +33,10 @@ pub enum Breach {
     /// Below zero.
     #[error("stream message {0}: the numbers begin with 0")]
     Negative(i64),
-    /// Beyond what either end could keep.
-    #[error("stream message {0}, where {1} is the next one")]
+    /// Beyond what the agent keeps: what is missing in between is never sent again.
+    #[error(
+        "stream message {0} while {1} is missing: the agent keeps no more than 100000, so that the rest never comes"
+    )]
     Ahead(i64, i64),
     /// The payload of an acknowledgement cannot be read.
     #[error("an acknowledgement that cannot be read")]
@@ -49,7 +52,10 @@ pub enum Breach {
 impl Breach {
     /// As the reason of the session's end.
     pub fn reason(&self) -> String {
-        format!("the service has broken the data channel's protocol: it sent {self}")
+        match self {
+            Self::Ahead(..) => format!("too much is lost to be repaired: the agent has sent {self}"),
+            _ => format!("the service has broken the data channel's protocol: it sent {self}"),
+        }
     }
 }
 

@@ -13,36 +13,47 @@
 //! The plugin's WebSocket stays open through all of it, and if the plugin itself reconnects, the service does not see
 //! it.
 //!
-//! Where only the agent is gone, the service's WebSocket stays open too. Opening it anew would bring the agent no nearer.
-//! ResumeSession is answered by the service, with or without an agent: where it succeeds the session would look resumed
-//! each time, and where it gives no token the session would be over, with all its streams. What was sent is sent again
-//! once a second, and the first acknowledgement is the agent's return. If the service closes the WebSocket meanwhile, it
-//! is resumed as always, but told only when the agent has acknowledged something.
+//! **A service that answers no ping** may be behind a link that stands still: kernels and service hold what is under way,
+//! and all of it comes when the link moves again. So its WebSocket stays open and is read and written while another one
+//! is being opened. If it answers before the other one's opening message is sent, it goes on as if nothing had happened;
+//! else the other one takes over, and what still arrives on the first is taken until it says no more. Assumed of the
+//! service: that ResumeSession changes nothing of an open data channel, and that a data channel which is opened takes
+//! over from the one before, which brings what was sent into it and nothing more.
+//!
+//! **Where only the agent is gone**, the service's WebSocket stays open too. Opening another one would bring the agent no
+//! nearer. ResumeSession is answered by the service, with or without an agent: where it succeeds the session would look
+//! resumed each time, and where it gives no token the session would be over, with all its streams. What was sent is sent
+//! again once a second, and the first acknowledgement is the agent's return. If the service closes the WebSocket
+//! meanwhile, it is resumed as always, but told only when the agent has acknowledged something.
 
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio::time::sleep_until;
 use tracing::{debug, info};
 
-use super::Event;
 use super::agent_clock;
 use super::breach::Breach;
 use super::ledger::Ledger;
 use super::link::{Connection, Link, Lost, Received};
 use super::liveness::{Lasting, Lives, PingClock, Verdict};
+use super::message::{Kind, View};
 use super::relay::Relay;
-use super::upstream::{Backoff, Dialler, OpeningMessage, Outcome, Ticket};
+use super::upstream::{Backoff, Commitment, Dialler, OpeningMessage, Outcome, Ticket};
+use super::{Event, Interruption};
 
 const TICK: Duration = Duration::from_secs(1);
 const SERVICE_PING: Duration = Duration::from_secs(15);
 const PLUGIN_PING: Duration = Duration::from_secs(5);
 /// For an answer to a ping, of either.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// A data channel that another one has taken over from is read until it brings nothing for this time.
+const DRAINED: Duration = Duration::from_secs(30);
 /// For the plugin: to frame a byte that it holds, or to come back after its WebSocket was closed.
 const PLUGIN_IDLE: Duration = Duration::from_secs(15);
 
@@ -57,16 +68,18 @@ pub struct Channel {
     opening_message: Option<OpeningMessage>,
     plugin: Option<Plugin>,
     service: Option<Service>,
-    opening: Option<BoxFuture<'static, Outcome>>,
+    /// The one that `service` has taken over from, as long as something may still come of it.
+    superseded: Option<Superseded>,
+    opening: Option<Opening>,
     backoff: Backoff,
     /// Of the connections to the service.
     lives: Lives,
-    /// Since when the data channel is closed, or the agent behind it silent.
+    /// Since when the data channel is closed or otherwise interrupted.
     down: Option<Instant>,
+    /// Why, as it was told last, where it is not closed; and when.
+    told: Option<(Instant, Interruption)>,
     /// Made to open the data channel while it was down.
     attempts: u32,
-    /// The agent, as it was told.
-    away: bool,
     ended: bool,
     hung: bool,
     /// The plugin has sent something since the last look at the clocks.
@@ -86,6 +99,20 @@ struct Service {
     clock: PingClock,
     opened: Instant,
     brought_anything: bool,
+    /// It has left a ping unanswered, and brought nothing since.
+    unanswered: bool,
+}
+
+struct Superseded {
+    link: Box<Link>,
+    heard: Instant,
+}
+
+/// Another data channel being opened.
+struct Opening {
+    outcome: BoxFuture<'static, Outcome>,
+    /// Whether the service may have got its opening message.
+    commitment: Commitment,
 }
 
 /// What happened next.
@@ -94,6 +121,7 @@ enum Turn {
     Opened(Outcome),
     FromPlugin(Result<Received, Lost>),
     FromService(Result<Received, Lost>),
+    FromSuperseded(Result<Received, Lost>),
 }
 
 impl Channel {
@@ -114,12 +142,13 @@ impl Channel {
             opening_message: None,
             plugin: None,
             service: None,
+            superseded: None,
             opening: None,
             backoff: Backoff::default(),
             lives: Lives::default(),
             down: None,
+            told: None,
             attempts: 0,
-            away: false,
             ended: false,
             hung: false,
             plugin_heard: false,
@@ -133,7 +162,8 @@ impl Channel {
     pub async fn run(mut self, mut attach: mpsc::Receiver<Box<dyn Connection>>) {
         let mut tick = clock() + TICK;
         loop {
-            let deadline = self.deadline().map_or(tick, |deadline| deadline.min(tick));
+            let deadline =
+                self.deadline().into_iter().chain(self.relay.next_change(clock())).fold(tick, Instant::min);
             let turn = tokio::select! {
                 biased;
                 attached = attach.recv() => match attached {
@@ -152,10 +182,11 @@ impl Channel {
                 Some(Turn::FromPlugin(Err(lost))) => self.plugin_lost(&lost).await,
                 Some(Turn::FromService(Ok(received))) => self.service_sent(now, received).await,
                 Some(Turn::FromService(Err(lost))) => self.service_lost(now, lost).await,
+                Some(Turn::FromSuperseded(received)) => self.superseded_sent(now, received).await,
                 None => (),
             }
             self.relay.look(now);
-            self.tell_of_agent(now).await;
+            self.tell_of_interruption(now).await;
             if now >= tick {
                 tick = now + TICK;
                 self.look(now).await;
@@ -172,7 +203,7 @@ impl Channel {
     /// Writes what there is to write and reads what may be read, in both directions.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
         if let Some(opening) = &mut self.opening
-            && let Poll::Ready(outcome) = opening.as_mut().poll(cx)
+            && let Poll::Ready(outcome) = opening.outcome.as_mut().poll(cx)
         {
             return Poll::Ready(Turn::Opened(outcome));
         }
@@ -211,7 +242,13 @@ impl Channel {
         Poll::Pending
     }
 
+    /// What was sent first comes first.
     fn poll_service(&mut self, cx: &mut Context<'_>) -> Option<Turn> {
+        if let Some(superseded) = self.superseded.as_mut().filter(|_| self.relay.reads_service())
+            && let Poll::Ready(received) = superseded.link.poll_read(cx)
+        {
+            return Some(Turn::FromSuperseded(received));
+        }
         let service = self.service.as_mut().filter(|_| self.relay.reads_service())?;
         match service.link.poll_read(cx) {
             Poll::Ready(received) => Some(Turn::FromService(received)),
@@ -280,14 +317,15 @@ impl Channel {
         if let Some(service) = &mut self.service {
             service.clock.alive();
             service.brought_anything |= matches!(received, Received::Binary(_));
+            let answers_again = std::mem::take(&mut service.unanswered);
+            if answers_again && self.opening.as_ref().is_some_and(|opening| !opening.commitment.is_made()) {
+                debug!("the data channel answers again: no other one is needed");
+                self.opening = None;
+            }
         }
         match received {
             Received::Alive => (),
-            Received::Binary(bytes) => {
-                let event = self.relay.service_sent(now, bytes);
-                self.ended |= self.relay.has_ended();
-                self.tell(event).await;
-            }
+            Received::Binary(bytes) => self.take(now, bytes).await,
             Received::Text(_) => {
                 let event = self.relay.breached(&Breach::Text);
                 self.ended = true;
@@ -296,12 +334,34 @@ impl Channel {
         }
     }
 
+    async fn take(&mut self, now: Instant, bytes: Bytes) {
+        let event = self.relay.service_sent(now, bytes);
+        self.ended |= self.relay.has_ended();
+        self.tell(event).await;
+    }
+
+    /// What comes of a data channel that another one has taken over from. Only its stream messages are good: whatever it
+    /// says of its own end, or does wrong, is no matter of the session's.
+    async fn superseded_sent(&mut self, now: Instant, received: Result<Received, Lost>) {
+        match received {
+            Ok(Received::Binary(bytes)) if is_of_stream(&bytes) => {
+                if let Some(superseded) = &mut self.superseded {
+                    superseded.heard = now;
+                }
+                self.take(now, bytes).await;
+            }
+            Ok(_) => (),
+            Err(_) => self.superseded = None,
+        }
+    }
+
     /// Begins to open the data channel to the service.
     fn open(&mut self) {
         if let Some(message) = self.opening_message.clone() {
-            let dialler = self.dialler.clone();
-            self.opening =
-                Some(Box::pin(dialler.open(self.ticket.take(), message, self.backoff, self.events.clone())));
+            let (dialler, commitment) = (self.dialler.clone(), Commitment::default());
+            let events = self.events.clone();
+            let outcome = dialler.open(self.ticket.take(), message, self.backoff, commitment.clone(), events);
+            self.opening = Some(Opening { outcome: Box::pin(outcome), commitment });
         }
     }
 
@@ -316,11 +376,17 @@ impl Channel {
             Outcome::Opened { link, attempts, backoff } => {
                 self.backoff = backoff;
                 let clock = PingClock::new(now, SERVICE_PING, PATIENCE);
-                self.service = Some(Service { link, clock, opened: now, brought_anything: false });
+                let first = self.service.is_none() && self.down.is_none();
+                let (brought_anything, unanswered) = (false, false);
+                let service = Service { link, clock, opened: now, brought_anything, unanswered };
+                if let Some(Service { link, .. }) = self.service.replace(service) {
+                    self.relay.service_closed();
+                    self.superseded = Some(Superseded { link, heard: now });
+                }
                 self.relay.service_opened();
                 self.silent.restart();
                 self.attempts += attempts;
-                if self.down.is_none() {
+                if first {
                     self.tell(Some(Event::ChannelOpened)).await;
                 }
             }
@@ -338,37 +404,54 @@ impl Channel {
         if self.ended {
             return;
         }
-        // One that is closed as soon as it is open must not be opened again and again without a pause.
+        self.down.get_or_insert(now);
+        self.told = None;
+        if self.opening.is_none() {
+            self.pause_by(now, &service);
+            self.open();
+        }
+        self.tell(Some(Event::ChannelClosed { code: lost.code, reason: lost.reason })).await;
+    }
+
+    /// One that is closed as soon as it is open must not be opened again and again without a pause.
+    fn pause_by(&mut self, now: Instant, service: &Service) {
         let lasted = now.saturating_duration_since(service.opened);
         if self.lives.ended(now, lasted, service.brought_anything) {
             self.backoff = Backoff::default();
         } else {
             self.backoff.failed();
         }
-        self.down.get_or_insert(now);
-        self.open();
-        self.tell(Some(Event::ChannelClosed { code: lost.code, reason: lost.reason })).await;
     }
 
-    /// What has become of the agent, and whether all is well again.
-    async fn tell_of_agent(&mut self, now: Instant) {
-        let away = self.relay.agent_is_away();
-        if std::mem::replace(&mut self.away, away) != away {
-            self.tell(Some(if away { Event::AgentAway } else { Event::AgentBack })).await;
-        }
-        let silent = self.relay.agent_is_silent();
-        let Self { lives, service, .. } = self;
-        let up = !silent && service.as_ref().is_some_and(|service| lives.trusts(now, service.opened));
-        if let Some(down) = self.down.take_if(|_| up) {
-            let (after, attempts) = (now.saturating_duration_since(down), self.attempts);
-            self.tell(Some(Event::ChannelResumed { after, attempts })).await;
-        } else if silent && self.down.is_none() {
-            self.down = Some(now);
-            let reason = format!("the agent acknowledges nothing for {} s", agent_clock::PATIENCE.as_secs());
-            self.tell(Some(Event::AgentSilent { reason })).await;
+    /// Tells what keeps the data channel from serving, where it is not closed, and whether all is well again.
+    async fn tell_of_interruption(&mut self, now: Instant) {
+        let Self { lives, service, relay, .. } = self;
+        let trusted = service.as_ref().is_some_and(|service| lives.trusts(now, service.opened));
+        let interruption = service.as_ref().and_then(|service| interruption(now, service, relay, self.down));
+        if let Some(interruption) = interruption {
+            let old = self.told.is_some_and(|(at, told)| is_old(now, at, told, interruption));
+            if !old {
+                self.down.get_or_insert(now.checked_sub(interruption.lasted()).unwrap_or(now));
+                self.told = Some((now, interruption));
+                self.tell(Some(Event::Interrupted(interruption))).await;
+            }
+        } else if trusted && self.relay.agent_is_proven(now) {
+            self.told = None;
+            if let Some(down) = self.down.take() {
+                let (after, attempts) = (now.saturating_duration_since(down), self.attempts);
+                self.tell(Some(Event::ChannelResumed { after, attempts })).await;
+            }
         }
         if self.down.is_none() {
             self.attempts = 0;
+        }
+        if self.relay.agent_is_gone(now) && !self.ended {
+            self.ended = true;
+            let reason = format!(
+                "the agent has been without a connection to the service for {} s: it does not come back",
+                agent_clock::GONE_AFTER.as_secs()
+            );
+            self.tell(Some(Event::SessionEnded { reason, declared: false })).await;
         }
     }
 
@@ -380,12 +463,10 @@ impl Channel {
             match service.clock.look(now, !self.relay.reads_service()) {
                 Verdict::Well => (),
                 Verdict::Ping => service.link.ping(),
-                Verdict::Dead => {
-                    let reason = format!("no answer to a ping for {} s", PATIENCE.as_secs());
-                    self.service_lost(now, Lost::given_up(reason)).await;
-                }
+                Verdict::Dead => self.unanswered(now),
             }
         }
+        self.superseded.take_if(|old| now.saturating_duration_since(old.heard) >= DRAINED);
         if let Some(reason) = self.plugin_hangs(now)
             && !self.hung
             && !self.ended
@@ -394,6 +475,16 @@ impl Channel {
             info!(reason, "the plugin hangs");
             self.tell(Some(Event::PluginHung { reason })).await;
         }
+    }
+
+    /// The service answers no ping: another data channel is opened beside this one.
+    fn unanswered(&mut self, now: Instant) {
+        let Some(mut service) = self.service.take() else { return };
+        if !std::mem::replace(&mut service.unanswered, true) && self.opening.is_none() && !self.ended {
+            self.pause_by(now, &service);
+            self.open();
+        }
+        self.service = Some(service);
     }
 
     /// Why the plugin is believed to do nothing any more.
@@ -439,6 +530,40 @@ impl Channel {
             let _ = self.events.send(event).await;
         }
     }
+}
+
+/// What keeps an open data channel from serving. While it is `down`, any gap does.
+fn interruption(
+    now: Instant,
+    service: &Service,
+    relay: &Relay,
+    down: Option<Instant>,
+) -> Option<Interruption> {
+    let (missing, lasted) = relay.gap(now);
+    if service.unanswered {
+        Some(Interruption::Unanswered)
+    } else if relay.agent_is_away() {
+        Some(Interruption::AgentAway)
+    } else if relay.agent_is_silent() {
+        Some(Interruption::AgentSilent)
+    } else if relay.gap_interrupts(now) || (down.is_some() && !missing.is_empty()) {
+        Some(Interruption::Gap { missing, lasted })
+    } else {
+        None
+    }
+}
+
+/// Whether there is nothing new to be told: of a gap, which changes all the time, something is every second.
+fn is_old(now: Instant, at: Instant, told: Interruption, interruption: Interruption) -> bool {
+    match (told, interruption) {
+        (Interruption::Gap { .. }, Interruption::Gap { .. }) => now.saturating_duration_since(at) < TICK,
+        (told, interruption) => told == interruption,
+    }
+}
+
+/// Whether a message belongs to the session's streams, and not to the data channel that brings it.
+fn is_of_stream(bytes: &[u8]) -> bool {
+    View::new(bytes).is_ok_and(|view| matches!(view.kind(), Kind::Output | Kind::Acknowledge))
 }
 
 /// Where a write has failed, what the service said before is still to be read: at the least, why it closed.

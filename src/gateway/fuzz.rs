@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
-use super::answers::MAX_EARLY_BYTES;
+use super::early::MAX_EARLY_BYTES;
 use super::ledger::Ledger;
 use super::link::MAX_MESSAGE;
 use super::local_api::LocalApi;
@@ -27,7 +27,7 @@ use crate::network::{Environment, Network};
 use crate::tunnel::failure::{Class, Failure};
 
 /// The most that one session's relay keeps of messages: 12 MiB of the plugin's, 1 MiB of acknowledgements for the service,
-/// 256 KiB for the plugin, 1 MiB of the agent's that are early; a message of the longest kind beyond each of the first three;
+/// 256 KiB for the plugin, 2 MiB of the agent's that are early; a message of the longest kind beyond each of the first three;
 /// and the agent's acknowledgements of 10 000 messages, which the plugin gets even where it does not read.
 pub const MAX_HELD: usize = (12 << 20)
     + (1 << 20)

@@ -1,7 +1,11 @@
 //! PURE. The plugin's stream messages on their way to the agent: each is kept until the agent has acknowledged it.
 //!
 //! The plugin resends its oldest unacknowledged message every 100 ms, 3000 times; then its resending is dead for good.
-//! An outage of more than five minutes would leave a gap that nobody fills, so the gateway resends by itself.
+//! An outage of more than five minutes would leave a gap for ever, so the gateway resends by itself.
+//!
+//! The way to the agent keeps messages in their order, and the agent acknowledges early ones at once. So when it
+//! acknowledges a message, those that were sent before it and are not acknowledged are lost (as RFC 9002, 6.1.1, has it),
+//! and all of them are sent again without waiting for the clock, which would send one at a time.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -15,6 +19,8 @@ const MAX_KEPT_BYTES: usize = 12 << 20;
 /// Waiting time before the oldest unacknowledged message is sent again: at first and at least, and at most.
 const RESEND_AFTER: Duration = Duration::from_millis(200);
 const RESEND_AFTER_AT_MOST: Duration = Duration::from_secs(1);
+/// A message counts as lost when the agent has acknowledged one that was sent this many later: fewer may have overtaken it.
+const REORDERING: u64 = 3;
 /// How far the round trip is believed to vary at least.
 const GRANULARITY: Duration = Duration::from_millis(10);
 
@@ -38,9 +44,25 @@ pub struct Input {
     first: i64,
     kept: VecDeque<Kept>,
     kept_bytes: usize,
+    /// How many of `kept` are acknowledged, early ones all, and the highest number of those.
+    early: usize,
+    highest_early: i64,
     /// How many of `kept` have been given to this connection.
     given: usize,
+    /// How many messages have been sent on this connection, repetitions included.
+    sent: u64,
+    /// What was sent on this connection, in its order, without what is known to have arrived or to be lost.
+    in_flight: VecDeque<InFlight>,
+    /// Numbers of messages that are lost and are to be sent again.
+    lost: VecDeque<i64>,
     round_trip: RoundTrip,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct InFlight {
+    /// The how-manieth that was sent.
+    serial: u64,
+    number: i64,
 }
 
 #[derive(Debug)]
@@ -55,6 +77,9 @@ struct Sent {
     last: Instant,
     /// More than once.
     again: bool,
+    /// On this connection: the first time, and the last. An acknowledgement may be for either.
+    first_serial: u64,
+    last_serial: u64,
 }
 
 impl Input {
@@ -125,28 +150,60 @@ impl Input {
         kept.acknowledged = true;
         self.kept_bytes -= kept.message.len();
         kept.message = Bytes::new();
+        let serial = kept.sent.as_ref().map(|sent| sent.first_serial);
+        self.highest_early = if self.early == 0 { number } else { self.highest_early.max(number) };
+        self.early += 1;
         while self.kept.front().is_some_and(|kept| kept.acknowledged) {
             self.kept.pop_front();
             self.first += 1;
+            self.early -= 1;
             self.given = self.given.saturating_sub(1);
         }
+        if let Some(serial) = serial {
+            self.find_lost(serial);
+        }
         true
+    }
+
+    /// How many messages the agent has not got although it has later ones.
+    pub fn missing(&self) -> u64 {
+        if self.early == 0 {
+            return 0;
+        }
+        (self.highest_early - self.first + 1).unsigned_abs().saturating_sub(self.early as u64)
     }
 
     /// A new connection to the service: all that is unacknowledged has to be given to it, in order.
     pub fn start_over(&mut self) {
         self.given = 0;
+        self.in_flight.clear();
+        self.lost.clear();
+        for sent in self.kept.iter_mut().filter_map(|kept| kept.sent.as_mut()) {
+            // An acknowledgement of what was sent before says nothing of this connection.
+            (sent.first_serial, sent.last_serial) = (0, 0);
+        }
+        self.sent = 0;
     }
 
-    /// The next message that this connection has not had.
+    /// The next message that this connection has not had, or has lost.
     pub fn next(&mut self, now: Instant) -> Option<Bytes> {
-        while let Some(kept) = self.kept.get_mut(self.given) {
+        while let Some(number) = self.lost.pop_front() {
+            if self.place(number) == Place::Kept {
+                return self.send(now, (number - self.first) as usize);
+            }
+        }
+        while let Some(kept) = self.kept.get(self.given) {
             self.given += 1;
             if !kept.acknowledged {
-                return Some(kept.send(now));
+                return self.send(now, self.given - 1);
             }
         }
         None
+    }
+
+    /// Whether there is a message that this connection has not had, or has lost.
+    pub fn has_next(&self) -> bool {
+        self.given < self.kept.len() || !self.lost.is_empty()
     }
 
     /// The oldest message once more, if its acknowledgement is overdue.
@@ -154,7 +211,42 @@ impl Input {
         if self.overdue_at()? > now {
             return None;
         }
-        self.kept.front_mut().map(|kept| kept.send(now))
+        self.send(now, 0)
+    }
+
+    /// The message that was sent as the `serial`th has arrived: those that were sent well before it have, too, or are lost.
+    fn find_lost(&mut self, serial: u64) {
+        while let Some(InFlight { serial: before, number }) = self.in_flight.front().copied()
+            && before + REORDERING <= serial
+        {
+            self.in_flight.pop_front();
+            let latest = |kept: &Kept| kept.sent.as_ref().is_some_and(|sent| sent.last_serial == before);
+            let index = number.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
+            let kept = index.and_then(|index| self.kept.get(index));
+            if kept.is_some_and(|kept| !kept.acknowledged && latest(kept)) {
+                self.lost.push_back(number);
+            }
+        }
+    }
+
+    fn send(&mut self, now: Instant, index: usize) -> Option<Bytes> {
+        let kept = self.kept.get_mut(index)?;
+        self.sent += 1;
+        let serial = self.sent;
+        let first_serial = kept.sent.as_ref().map_or(0, |sent| sent.first_serial);
+        kept.sent = Some(Sent {
+            last: now,
+            again: kept.sent.is_some(),
+            first_serial: if first_serial == 0 { serial } else { first_serial },
+            last_serial: serial,
+        });
+        let in_flight = InFlight { serial, number: self.first + index as i64 };
+        match self.in_flight.back_mut() {
+            // The oldest once more: in a long silence that is all that is sent.
+            Some(last) if last.number == in_flight.number => *last = in_flight,
+            _ => self.in_flight.push_back(in_flight),
+        }
+        Some(kept.message.clone())
     }
 
     /// When the oldest message's acknowledgement is overdue.
@@ -164,13 +256,6 @@ impl Input {
         }
         let sent = self.kept.front()?.sent.as_ref()?;
         Some(sent.last + self.round_trip.resend_after())
-    }
-}
-
-impl Kept {
-    fn send(&mut self, now: Instant) -> Bytes {
-        self.sent = Some(Sent { last: now, again: self.sent.is_some() });
-        self.message.clone()
     }
 }
 
@@ -269,6 +354,75 @@ mod tests {
         drain(&mut input, now + RESEND_AFTER);
         input.acknowledge(now + Duration::from_secs(9), 0);
         assert_eq!(input.overdue_at(), Some(now + RESEND_AFTER));
+    }
+
+    #[test]
+    fn what_is_lost_is_sent_again_as_soon_as_a_later_one_is_acknowledged() {
+        let (mut input, now) = (with(10), Instant::now());
+        drain(&mut input, now);
+        input.acknowledge(now, 0);
+        // 1 to 4 are lost.
+        input.acknowledge(now, 5);
+        assert_eq!(input.missing(), 4);
+        assert_eq!(drain(&mut input, now), [1, 2], "3 and 4 may have been overtaken");
+        input.acknowledge(now, 6);
+        input.acknowledge(now, 7);
+        assert_eq!(drain(&mut input, now), [3, 4]);
+        input.acknowledge(now, 8);
+        assert!(drain(&mut input, now).is_empty(), "each once in a round trip");
+        assert_eq!(input.missing(), 4);
+        // The repetition of 1 is lost as well: it was sent before that of 4.
+        (2..=4).for_each(|number| assert!(input.acknowledge(now, number)));
+        assert_eq!(input.missing(), 1);
+        assert!(input.acknowledge(now, 1) && input.acknowledge(now, 9));
+        assert_eq!((input.missing(), input.is_settled()), (0, true));
+    }
+
+    #[test]
+    fn a_repetition_that_is_lost_is_sent_once_more() {
+        let (mut input, now) = (with(4), Instant::now());
+        drain(&mut input, now);
+        input.acknowledge(now, 3);
+        assert_eq!(drain(&mut input, now), [0]);
+        // What goes out behind the repetition arrives.
+        (4..8).for_each(|number| input.keep(message(number)));
+        assert_eq!(drain(&mut input, now), [4, 5, 6, 7]);
+        input.acknowledge(now, 7);
+        assert_eq!(drain(&mut input, now)[0], 1, "sent before the repetition of 0");
+        assert!(input.missing() > 0);
+    }
+
+    #[test]
+    fn acknowledgements_of_an_earlier_connection_say_nothing_of_this_one() {
+        let (mut input, now) = (with(9), Instant::now());
+        drain(&mut input, now);
+        input.start_over();
+        let first: Vec<_> = (0..3).filter_map(|_| input.next(now)).collect();
+        assert_eq!(first.len(), 3);
+        // It comes over the connection from before.
+        input.acknowledge(now, 8);
+        assert_eq!(drain(&mut input, now), [3, 4, 5, 6, 7], "none of them twice");
+    }
+
+    #[test]
+    fn a_long_silence_takes_no_memory() {
+        let (mut input, mut now) = (with(2), Instant::now());
+        drain(&mut input, now);
+        for _ in 0..1000 {
+            now += RESEND_AFTER_AT_MOST;
+            assert_eq!(drain(&mut input, now), [0]);
+        }
+        assert_eq!(input.in_flight.len(), 3);
+    }
+
+    #[test]
+    fn a_new_connection_forgets_what_was_under_way() {
+        let (mut input, now) = (with(5), Instant::now());
+        drain(&mut input, now);
+        input.acknowledge(now, 4);
+        input.start_over();
+        assert_eq!(drain(&mut input, now), [0, 1, 2, 3]);
+        assert_eq!(input.in_flight.len(), 4);
     }
 
     #[test]

@@ -14,7 +14,8 @@
 //!
 //! In `observe` mode the gateway tells of the data channel's closing, for which it must be [given nothing](super::handover).
 //!
-//! For probes the gateway writes down what shows that the agent is there: how often it has acknowledged something, and its
+//! The gateway writes down here what it sees of the [agent](super::agent_side): how much of each answer it has sent, so that a
+//! client is told of an answer's end only where there is one; and for probes, how often it has acknowledged something, and its
 //! end of a probe's stream.
 
 use std::collections::HashMap;
@@ -25,6 +26,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::agent_side::AgentSide;
+pub use super::agent_side::{AgentEnd, AgentFrames, Answer};
 use super::handover::Handover;
 use super::held::Held;
 use super::turns::Turns;
@@ -50,31 +53,7 @@ struct Inner {
     /// The gateway only observes.
     handover: Option<Handover>,
     streams: HashMap<u32, Held>,
-    /// What the agent has acknowledged.
-    acknowledged: u64,
-    agent_frames: AgentFrames,
-    /// Streams whose end at the agent is waited for, and how they ended.
-    awaited: HashMap<u32, Option<AgentEnd>>,
-}
-
-/// What is known of the agent's own frames.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AgentFrames {
-    /// Nothing, in the whole session: there are none, or they are encrypted, or the gateway only observes.
-    Unreadable,
-    /// Nothing at the moment: too much was lost.
-    Lost,
-    /// All of them are followed.
-    Followed,
-}
-
-/// How the agent has ended a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AgentEnd {
-    /// It had a connection to the destination.
-    Connected,
-    /// It could not connect.
-    Refused,
+    agent: AgentSide,
 }
 
 impl Ledger {
@@ -91,6 +70,7 @@ impl Ledger {
         inner.next_stream = stream.wrapping_add(2);
         if !inner.off {
             inner.streams.insert(stream, Held::default());
+            inner.agent.open(stream);
         }
         if let Some(handover) = &mut inner.handover {
             handover.give(stream, Instant::now());
@@ -105,6 +85,8 @@ impl Ledger {
             inner.next_stream = stream;
         }
         inner.streams.remove(&stream);
+        inner.agent.forget_answer(stream);
+        inner.agent.forget_end(stream);
         if let Some(handover) = &mut inner.handover {
             handover.leave(stream);
         }
@@ -112,68 +94,79 @@ impl Ledger {
 
     /// The agent has acknowledged something new.
     pub fn count_acknowledgement(&self) {
-        self.lock().acknowledged += 1;
+        self.lock().agent.count_acknowledgement();
     }
 
     /// How often the agent has acknowledged something new.
     pub fn acknowledged(&self) -> u64 {
-        self.lock().acknowledged
+        self.lock().agent.acknowledged()
     }
 
-    /// Says what is known of the agent's frames from here on. The ends that are waited for cannot be told any more once
-    /// some were missed.
+    /// Says what is known of the agent's frames from here on. What is waited for cannot be told any more once some were missed.
     pub fn follow_agent(&self, frames: AgentFrames) {
-        let mut inner = self.lock();
-        inner.agent_frames = frames;
-        if frames != AgentFrames::Followed {
-            inner.awaited.retain(|_, end| end.is_some());
-        }
-        drop(inner);
+        self.lock().agent.follow(frames);
         self.closed.notify_waiters();
     }
 
     /// What is known of the agent's frames.
     pub fn agent_frames(&self) -> AgentFrames {
-        self.lock().agent_frames
+        self.lock().agent.frames()
     }
 
-    /// Announces that the agent's end of this stream will be waited for: before its connection is made. False if nobody
-    /// would tell.
-    pub fn await_agent_end(&self, stream: u32) -> bool {
-        let mut inner = self.lock();
-        let told = inner.agent_frames == AgentFrames::Followed;
-        if told {
-            inner.awaited.insert(stream, None);
-        }
-        told
+    /// The agent has sent so many bytes of a stream, and the plugin has not been given them yet.
+    pub fn agent_sent(&self, stream: u32, bytes: usize) {
+        self.lock().agent.sent(stream, bytes);
     }
 
-    /// The agent has ended a stream.
+    /// The agent has ended a stream, and the plugin has not been told yet.
     pub fn agent_ended(&self, stream: u32, end: AgentEnd) {
-        if let Some(awaited) = self.lock().awaited.get_mut(&stream) {
-            *awaited = Some(end);
+        if self.lock().agent.ended(stream, end) {
             self.closed.notify_waiters();
         }
+    }
+
+    /// How much of the answer on a stream the gateway has seen. When the plugin closes a connection at the agent's behest, that
+    /// is known here already.
+    pub fn answer(&self, stream: u32) -> Answer {
+        self.lock().agent.answer(stream)
+    }
+
+    /// A connection is over for the proxy too.
+    pub fn forget_answer(&self, stream: u32) {
+        self.lock().agent.forget_answer(stream);
+    }
+
+    /// Says whether the plugin has acknowledged a message of the agent's that is later than one that it lacks.
+    pub fn set_behind(&self, behind: bool) {
+        self.lock().agent.set_behind(behind);
+    }
+
+    /// Whether the plugin lacks a message of the agent's, so that what comes from it is not all that the agent has sent.
+    pub fn is_behind(&self) -> bool {
+        self.lock().agent.is_behind()
+    }
+
+    /// Announces that the agent's end of this stream will be waited for: before its connection is made. False if it would not
+    /// be told.
+    pub fn await_agent_end(&self, stream: u32) -> bool {
+        self.lock().agent.await_end(stream)
     }
 
     /// Waits until the agent has ended a stream that was announced; `None` if that will never be known.
     pub async fn until_agent_ended(&self, stream: u32) -> Option<AgentEnd> {
         loop {
             let changed = self.closed.notified();
-            {
-                let inner = self.lock();
-                match inner.awaited.get(&stream) {
-                    Some(None) => {}
-                    other => return other.copied().flatten(),
-                }
+            let awaited = self.lock().agent.awaited(stream);
+            if let Some(end) = awaited {
+                return end;
             }
             changed.await;
         }
     }
 
-    /// Nobody waits for the stream's end any more.
+    /// The stream's end is waited for no more.
     pub fn forget_agent_end(&self, stream: u32) {
-        self.lock().awaited.remove(&stream);
+        self.lock().agent.forget_end(stream);
     }
 
     /// The proxy is about to write `bytes`. Call it before the write, so that the gateway never sees a byte first.
@@ -205,6 +198,8 @@ impl Ledger {
         let mut inner = self.lock();
         inner.off = true;
         inner.streams = HashMap::new();
+        // By order alone it is not known any more which stream is whose.
+        inner.agent.forget_answers();
         self.closed.notify_waiters();
     }
 
@@ -389,9 +384,7 @@ impl Default for Inner {
             turns: None,
             handover: None,
             streams: HashMap::new(),
-            acknowledged: 0,
-            agent_frames: AgentFrames::Unreadable,
-            awaited: HashMap::new(),
+            agent: AgentSide::default(),
         }
     }
 }

@@ -50,13 +50,6 @@ pub struct Lost {
     pub breach: Option<Breach>,
 }
 
-impl Lost {
-    /// Given up here, without a word from the other side.
-    pub fn given_up(reason: String) -> Self {
-        Self { code: None, reason, breach: None }
-    }
-}
-
 /// Small buffers: the messages are small, and an idle tunnel has two links.
 pub fn config() -> WebSocketConfig {
     WebSocketConfig::default()
@@ -194,7 +187,8 @@ mod tests {
             Error::ConnectionClosed,
             Error::Protocol(ProtocolError::ResetWithoutClosingHandshake),
         ] {
-            assert_eq!(lost(error), Lost::given_up("the connection was cut".to_owned()));
+            let expected = Lost { code: None, reason: "the connection was cut".to_owned(), breach: None };
+            assert_eq!(lost(error), expected);
         }
         let breach = lost(Error::Protocol(ProtocolError::NonZeroReservedBits));
         assert!(breach.breach.is_some() && breach.reason.contains("eserved"), "{}", breach.reason);

@@ -28,7 +28,7 @@ use crate::aws::api::Api;
 use crate::aws::errors::answered;
 use crate::aws::sign::sign_forwarded;
 use crate::config::StreamEndpoint;
-use crate::network::Network;
+use crate::network::{Answer, Network};
 use crate::tunnel::failure::{Class, Failure};
 
 /// Of a call that is forwarded, and of its answer: a KMS call has a few hundred bytes.
@@ -157,12 +157,22 @@ impl LocalApi {
         parts.headers.remove(TRANSFER_ENCODING);
         let origin = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         parts.uri = origin.parse::<Uri>().map_err(failed)?;
-        let stream = TokioIo::new(self.dial(target).await?);
+        let (tls, host, port) = self.place(target);
+        let peer = self.network.peer(host, port)?;
+        let stream = match tls {
+            true => self.network.connect_tls(host, port).await?,
+            false => self.network.connect(host, port).await?,
+        };
+        let stream = TokioIo::new(stream);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(failed)?;
         let call = async move {
             let request = Request::from_parts(parts, Full::new(body));
             let (mut parts, body) = sender.send_request(request).await.map_err(failed)?.into_parts();
             let body = whole(body).await?;
+            let answer = Answer::new(parts.status, &parts.headers, &body);
+            if answer.is_for_browsers() {
+                return Err(answer.instead_of("the API's answer", &peer));
+            }
             // The body has a length now, whatever it had before; and what goes on is another connection.
             parts.headers.remove(TRANSFER_ENCODING);
             parts.headers.remove(CONNECTION);
@@ -172,14 +182,10 @@ impl LocalApi {
         tokio::join!(call, connection).0
     }
 
-    async fn dial(&self, target: &Endpoint) -> Result<Box<dyn Connection>, Failure> {
+    /// Where a call goes: whether with TLS, host and port.
+    fn place<'a>(&'a self, target: &'a Endpoint) -> (bool, &'a str, u16) {
         let instead = self.kms_endpoint.as_ref().filter(|_| target.is_kms());
-        let (tls, host, port) =
-            instead.map_or((true, &target.host, target.port), |e| (e.tls, &e.host, e.port));
-        match tls {
-            true => self.network.connect_tls(host, port).await,
-            false => self.network.connect(host, port).await,
-        }
+        instead.map_or((true, &target.host, target.port), |e| (e.tls, &e.host, e.port))
     }
 
     fn json(answer: &serde_json::Value) -> Response<Full<Bytes>> {

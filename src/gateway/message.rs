@@ -37,6 +37,8 @@ pub const FLAG: u32 = 10;
 pub const CONNECT_TO_PORT_ERROR: [u8; 4] = 3u32.to_be_bytes();
 
 const HEADER: usize = 116;
+/// Of messages that the service makes itself.
+const SHORTEST_HEADER: usize = 112;
 const TYPE: usize = 4;
 const CREATED: usize = 40;
 const NUMBER: usize = 48;
@@ -84,10 +86,23 @@ pub struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// Checks that the header and the payload that it announces are there.
+    /// Checks that a stream message or an acknowledgement has its whole header, and the payload that it announces.
+    ///
+    /// Messages that the service makes itself (`channel_closed`, `start_publication`, `pause_publication`) have other
+    /// headers: of 112 bytes, without a payload type, and with lengths that cannot be relied upon. So the plugin and other
+    /// clients were found to read them: what follows the length that the header says, and 4 bytes, is the payload.
     pub fn new(bytes: &'a [u8]) -> Result<Self, Malformed> {
-        let (header, rest) = bytes.split_at_checked(HEADER).ok_or(Malformed::Truncated)?;
-        let length = be_u32(header, 0);
+        if bytes.len() < SHORTEST_HEADER {
+            return Err(Malformed::Truncated);
+        }
+        let length = be_u32(bytes, 0);
+        let whole = Self { bytes, payload: &[] };
+        if !matches!(whole.kind(), Kind::Input | Kind::Output | Kind::Acknowledge) {
+            let begin = usize::try_from(length).ok().filter(|length| *length >= SHORTEST_HEADER);
+            let payload = begin.and_then(|begin| bytes.get(begin.checked_add(4)?..)).unwrap_or_default();
+            return Ok(Self { bytes, payload });
+        }
+        let (_, rest) = bytes.split_at_checked(HEADER).ok_or(Malformed::Truncated)?;
         if length as usize != HEADER {
             return Err(Malformed::HeaderLength(length));
         }
@@ -117,9 +132,9 @@ impl<'a> View<'a> {
         i64::from_be_bytes(array(self.bytes, NUMBER))
     }
 
-    /// What the payload is.
+    /// What the payload is; 0 where the header has no room for that.
     pub fn payload_type(&self) -> u32 {
-        be_u32(self.bytes, PAYLOAD_TYPE)
+        self.bytes.get(PAYLOAD_TYPE..HEADER).map_or(0, |field| be_u32(field, 0))
     }
 
     /// The payload, whose digest is not checked here: the two ends do that.
@@ -190,7 +205,8 @@ impl<'a> View<'a> {
     /// This message with another payload, and the digest made to fit.
     fn with_payload(&self, number: i64, payload: &[u8]) -> Bytes {
         let mut bytes = BytesMut::with_capacity(HEADER + 4 + payload.len());
-        bytes.put_slice(&self.bytes[..HEADER]);
+        bytes.put_slice(&self.bytes[..PAYLOAD_TYPE]);
+        bytes.put_u32(self.payload_type());
         bytes[NUMBER..FLAGS].copy_from_slice(&number.to_be_bytes());
         bytes[DIGEST..PAYLOAD_TYPE].copy_from_slice(&Sha256::digest(payload));
         bytes.put_u32(payload.len() as u32);

@@ -3,17 +3,20 @@
 //!
 //! ```text
 //! plugin ──► proxy ──► tls ──► local_api ──► channel ◄──► upstream ──► service
-//!            CONNECT           │              └ relay: input, output, repair, answers, numbering, agent_clock (pure)
+//!            CONNECT           │              └ relay: input, output, repair, answers, numbering, agent_clock, gap (pure)
 //!                              └► other AWS calls, signed anew
 //! ```
 //! In `observe` mode the proxy passes the plugin's TLS on untouched.
 
 mod agent_clock;
+mod agent_side;
 mod answers;
 mod breach;
 mod channel;
+mod early;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod gap;
 mod handover;
 mod held;
 mod input;
@@ -26,13 +29,16 @@ mod mux;
 mod numbering;
 mod observe;
 mod output;
+mod pacer;
 mod proxy;
 mod relay;
 mod repair;
 mod tls;
 mod turns;
+mod upgrade;
 mod upstream;
 
+use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -49,8 +55,10 @@ use tracing::{Instrument, info_span};
 use crate::aws::api::{Api, Names, StartedSession};
 use crate::config::{GatewayMode, StreamEndpoint};
 use crate::network::Network;
+use crate::tunnel::InterruptionCause;
 use crate::tunnel::failure::Failure;
 use channel::Channel;
+pub use gap::Gap;
 use ledger::Ledger;
 use local_api::LocalApi;
 use proxy::{Endpoint, Mode, Proxy};
@@ -117,11 +125,14 @@ pub enum Event {
     RetryIn(Duration),
     /// KMS has refused the plugin's call for an encrypted session, or could not be asked.
     KmsFailed(Failure),
-    /// The data channel is open again, or the agent acknowledges again, and what was lost is being sent again.
+    /// The data channel is open and nothing can be had through it, or something else than before keeps it from serving.
+    /// `ChannelResumed` follows when it serves again.
+    Interrupted(Interruption),
+    /// The data channel serves again: it is open, its agent answers, and nothing is missing.
     ChannelResumed {
-        /// Since it was closed, or the agent silent.
+        /// Since it was closed, or interrupted otherwise.
         after: Duration,
-        /// Attempts made, the successful one included; 0 where the agent was silent and the data channel open all along.
+        /// Attempts made to open it, the successful one included; 0 where it was open all along.
         attempts: u32,
     },
     /// The session is over at the service.
@@ -135,16 +146,6 @@ pub enum Event {
     /// How long the agent took to acknowledge a message that was sent once: each keep-alive, and of other messages one
     /// every 5 s.
     RoundTrip(Duration),
-    /// The service says that the agent has lost its connection.
-    AgentAway,
-    /// It is heard of again.
-    AgentBack,
-    /// The agent acknowledges nothing for too long, which is as bad as a data channel that is closed. `ChannelResumed`
-    /// follows when it does again.
-    AgentSilent {
-        /// In words.
-        reason: String,
-    },
     /// The plugin does nothing any more; it has to be replaced.
     PluginHung {
         /// What was seen.
@@ -157,6 +158,57 @@ pub enum Event {
     ForeignConnection,
     /// In `observe` mode: the agent sends something again and again, and the plugin does not acknowledge it any more.
     Unheeded,
+}
+
+/// Why a data channel that is not closed does not serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interruption {
+    /// The service answers no ping. The data channel stays open, and another one is being opened.
+    Unanswered,
+    /// The service says that the agent has lost its connection.
+    AgentAway,
+    /// The agent acknowledges nothing for too long.
+    AgentSilent,
+    /// Messages are missing, and what comes behind them waits.
+    Gap {
+        /// How many.
+        missing: Gap,
+        /// How long there has been a gap.
+        lasted: Duration,
+    },
+}
+
+impl Interruption {
+    /// Without the figures.
+    pub fn cause(self) -> InterruptionCause {
+        match self {
+            Self::Unanswered => InterruptionCause::Unanswered,
+            Self::AgentAway => InterruptionCause::AgentAway,
+            Self::AgentSilent => InterruptionCause::AgentSilent,
+            Self::Gap { .. } => InterruptionCause::Gap,
+        }
+    }
+
+    /// How long it had lasted when it was noticed, as far as that matters to clients: what was held back by a gap since.
+    pub fn lasted(self) -> Duration {
+        match self {
+            Self::Gap { lasted, .. } => lasted,
+            Self::Unanswered | Self::AgentAway | Self::AgentSilent => Duration::ZERO,
+        }
+    }
+}
+
+impl fmt::Display for Interruption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unanswered => write!(f, "no answer to a ping for {} s", channel::PATIENCE.as_secs()),
+            Self::AgentAway => f.write_str("the agent has lost its connection to the service"),
+            Self::AgentSilent => {
+                write!(f, "the agent acknowledges nothing for {} s", agent_clock::PATIENCE.as_secs())
+            }
+            Self::Gap { missing, .. } => missing.fmt(f),
+        }
+    }
 }
 
 /// What the plugin's process needs in order to go through a gateway.

@@ -18,10 +18,25 @@ pub enum Piece {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LostTrack;
 
-const HEADER: usize = 8;
+/// Bytes before a frame's data.
+pub const HEADER: usize = 8;
 
 /// A frame that does nothing.
 pub const NOP: [u8; HEADER] = [1, 3, 0, 0, 0, 0, 0, 0];
+
+/// Whether these bytes can be the header of a frame of an agent, which opens no stream itself and names only such as its
+/// client `knows`.
+pub fn looks_like_header(bytes: &[u8; HEADER], knows: impl Fn(u32) -> bool) -> bool {
+    let [version, command, l0, l1, s0, s1, s2, s3] = *bytes;
+    let (length, stream) = (u16::from_le_bytes([l0, l1]), u32::from_le_bytes([s0, s1, s2, s3]));
+    version == 1
+        && match command {
+            1 => length == 0 && knows(stream),
+            2 => knows(stream),
+            3 => length == 0,
+            _ => false,
+        }
+}
 
 /// Where in its frame one direction of a session is.
 #[derive(Debug, Default)]

@@ -71,14 +71,32 @@ impl Output {
         }
     }
 
+    /// Whether a message before this one has not come yet.
+    pub fn is_early(&self, number: i64) -> bool {
+        number > self.next
+    }
+
     /// The first number that the plugin has not acknowledged.
     pub fn unacknowledged(&self) -> i64 {
         self.low
     }
 
+    /// Whether the plugin has acknowledged a number beyond one that it lacks.
+    pub fn has_gap(&self) -> bool {
+        !self.above.is_empty()
+    }
+
     /// Whether the plugin has acknowledged this number before.
     pub fn is_acknowledged(&self, number: i64) -> bool {
         number < self.low || self.above.contains(&number)
+    }
+
+    /// How many messages the plugin has not got although it has later ones. Where its buffer is full, it takes none of the
+    /// later ones either, so that all that has come since is missing as well.
+    pub fn missing(&self) -> u64 {
+        let Some(highest) = self.above.last() else { return 0 };
+        let end = if self.above.len() < MAX_ABOVE { highest.saturating_add(1) } else { self.next };
+        (end.saturating_sub(self.low).unsigned_abs()).saturating_sub(self.above.len() as u64)
     }
 
     /// Whether the plugin owes nothing: all that came is with it and acknowledged.
@@ -161,6 +179,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_missing_below_a_later_message_is_counted() {
+        let mut output = Output::default();
+        for number in [0, 1, 5, 6, 9] {
+            output.add(number, Bytes::new());
+        }
+        assert_eq!(output.missing(), 0, "the plugin has acknowledged none of them yet");
+        for (number, missing) in
+            [(1, 1), (0, 0), (6, 4), (5, 3), (9, 5), (2, 4), (7, 3), (3, 2), (8, 1), (4, 0)]
+        {
+            output.acknowledge(number);
+            assert_eq!(output.missing(), missing, "after the acknowledgement of {number}");
+        }
+    }
+
+    #[test]
+    fn a_full_plugin_misses_all_that_comes_later() {
+        let mut output = Output::default();
+        (1..=MAX_ABOVE as i64).for_each(|number| output.acknowledge(number));
+        output.add(30_000, Bytes::new());
+        assert_eq!(output.missing(), 30_001 - MAX_ABOVE as u64);
+    }
+
+    #[test]
     fn extreme_numbers_are_survived() {
         let mut output = Output::default();
         for number in [i64::MAX, i64::MIN, -1] {
@@ -168,5 +209,6 @@ mod tests {
             output.acknowledge(number);
         }
         assert!(!output.is_acknowledged(0));
+        let _ = output.missing();
     }
 }

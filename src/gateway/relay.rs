@@ -27,11 +27,13 @@ use tracing::{trace, warn};
 use super::Event;
 use super::agent_clock::AgentClock;
 use super::answers::Answers;
+use super::gap::{Gap, GapTimer};
 use super::input::{Input, Place};
 use super::ledger::Ledger;
 use super::message::{self, Kind, View};
 use super::numbering::Numbering;
 use super::output::Output;
+use super::pacer::Pacer;
 use super::repair::{Finding, Repair};
 
 /// Acknowledgements towards the service that may wait; they are made again if one is dropped.
@@ -52,6 +54,8 @@ pub struct Relay {
     ledger: Arc<Ledger>,
     numbering: Numbering,
     agent: AgentClock,
+    gap: GapTimer,
+    pacer: Pacer,
     /// When a round trip was told last.
     sampled: Option<Instant>,
     service_is_open: bool,
@@ -80,6 +84,8 @@ impl Relay {
             ledger,
             numbering: Numbering::default(),
             agent: AgentClock::new(keepalive),
+            gap: GapTimer::default(),
+            pacer: Pacer::default(),
             sampled: None,
             service_is_open: false,
             handshake_seen: false,
@@ -96,10 +102,9 @@ impl Relay {
     pub fn service_opened(&mut self) {
         self.service_is_open = true;
         self.input.start_over();
-        // An agent that was silent has to prove that it is back, where there is something that it can acknowledge.
-        if self.agent.is_silent() && !self.keep_alive() && self.input.is_settled() {
-            self.agent.trust();
-        }
+        // The agent has to show that it is there, where there is something that it can acknowledge.
+        let asked = !self.input.is_settled() || self.keep_alive();
+        self.agent.reopened(asked);
     }
 
     /// The data channel to the service is lost.
@@ -157,10 +162,35 @@ impl Relay {
         self.agent.is_away()
     }
 
+    /// Whether all that the agent has sent since the data channel was opened again can be relied upon to have shown.
+    pub fn agent_is_proven(&self, now: Instant) -> bool {
+        self.agent.proven_at(now).is_some_and(|at| at <= now)
+    }
+
+    /// Whether an agent that is away does not come back any more.
+    pub fn agent_is_gone(&self, now: Instant) -> bool {
+        self.agent.gone_at().is_some_and(|at| at <= now)
+    }
+
+    /// What is missing below later messages, and for how long something has been.
+    pub fn gap(&self, now: Instant) -> (Gap, Duration) {
+        (self.gap.gap(), self.gap.lasted(now).unwrap_or_default())
+    }
+
+    /// Whether what is missing takes so long to be repaired that the session counts as interrupted.
+    pub fn gap_interrupts(&self, now: Instant) -> bool {
+        self.gap.interrupts_at().is_some_and(|at| at <= now)
+    }
+
     /// Looks at the time: to be called whenever something has happened, and at the [deadline](Self::deadline).
     pub fn look(&mut self, now: Instant) {
         if !self.reads_service() {
             self.agent.excuse(now);
+        }
+        // Before the handshake is complete, the plugin takes early messages without acknowledging the one that it waits with.
+        if self.established {
+            let gap = Gap { from_agent: self.output.missing(), from_plugin: self.input.missing() };
+            self.gap.observe(now, gap);
         }
         if self.ended {
             return;
@@ -183,10 +213,14 @@ impl Relay {
             self.acknowledgement_bytes -= acknowledgement.len();
             return Some(acknowledgement);
         }
+        if !self.pacer.is_ready(now) {
+            return None;
+        }
         let message = self.input.next(now).or_else(|| {
             // Nothing is overdue while acknowledgements are not read.
             if self.reads_service() { self.input.next_overdue(now) } else { None }
         })?;
+        self.pacer.sent(now);
         self.agent.sent(now);
         Some(message)
     }
@@ -207,12 +241,24 @@ impl Relay {
 
     /// When [`Self::look`] or [`Self::next_for_service`] will have something to do without anything else happening.
     pub fn deadline(&self) -> Option<Instant> {
-        if !self.service_is_open || !self.reads_service() {
+        if !self.service_is_open {
             return None;
         }
+        let paced = self.pacer.ready_at();
+        let next = paced.filter(|_| self.input.has_next());
+        if !self.reads_service() {
+            return next;
+        }
+        let overdue = self.input.overdue_at().map(|at| paced.map_or(at, |paced| at.max(paced)));
         let keep_alive = self.agent.keep_alive_at().filter(|_| self.takes_keep_alive());
         let silent = self.agent.silent_at().filter(|_| !self.ended);
-        [self.input.overdue_at(), keep_alive, silent].into_iter().flatten().min()
+        [next, overdue, keep_alive, silent].into_iter().flatten().min()
+    }
+
+    /// When what is known of agent and gap changes without anything else happening.
+    pub fn next_change(&self, now: Instant) -> Option<Instant> {
+        let times = [self.gap.interrupts_at(), self.agent.proven_at(now), self.agent.gone_at()];
+        times.into_iter().flatten().filter(|at| *at > now).min()
     }
 
     /// A binary message from the plugin. Returns whether it brought new stream data, and what is to be told.
@@ -236,6 +282,8 @@ impl Relay {
             Kind::Acknowledge => {
                 if let Some(number) = view.acknowledged() {
                     self.output.acknowledge(number);
+                    self.answers.acknowledged(number);
+                    self.ledger.set_behind(self.output.has_gap());
                 }
                 self.acknowledge(view.copied());
             }

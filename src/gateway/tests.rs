@@ -2,6 +2,8 @@
 
 mod access;
 mod bench;
+mod freeze;
+mod gap;
 mod observe;
 mod resume;
 mod silence;
@@ -12,4 +14,6 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::message::View;
 use super::*;
-use bench::{Bench, HOST, SESSION, TOKEN, binary, establish, input, output, stream_url};
+use bench::{
+    Bench, HOST, PluginSocket, SESSION, ServiceSocket, TOKEN, binary, establish, input, output, stream_url,
+};

@@ -2,6 +2,7 @@
 //! after each loss.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use futures_util::SinkExt;
@@ -11,18 +12,16 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
-use tokio_tungstenite::client_async_with_config;
-use tokio_tungstenite::tungstenite::handshake::client::generate_key;
-use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
 use super::Event;
-use super::breach::plain;
-use super::link::{self, Connection, Link};
+use super::link::{self, Link};
+use super::upgrade::{self, NotUpgraded, upgrade};
 use crate::aws::api::{Api, Resumption};
 use crate::aws::sign::sign_upgrade;
 use crate::config::StreamEndpoint;
-use crate::network::Network;
+use crate::network::{Network, Peer};
 use crate::tunnel::failure::{Class, Failure};
 
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -65,6 +64,22 @@ pub enum Outcome {
     Gone,
 }
 
+/// Tells from outside whether an opening message may have reached the service: from then on a data channel that was open
+/// before may bring nothing more.
+#[derive(Clone, Debug, Default)]
+pub struct Commitment(Arc<AtomicBool>);
+
+impl Commitment {
+    fn make(&self) {
+        self.0.store(true, Relaxed);
+    }
+
+    /// Whether it is sent, or being sent.
+    pub fn is_made(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
 impl Dialler {
     /// Opens the data channel, however long it takes: with `ticket` if there is one, then with fresh ones. Every
     /// failure is told.
@@ -73,6 +88,7 @@ impl Dialler {
         mut ticket: Option<Ticket>,
         opening: OpeningMessage,
         mut backoff: Backoff,
+        commitment: Commitment,
         events: mpsc::Sender<Event>,
     ) -> Outcome {
         let mut attempts = 0;
@@ -84,7 +100,7 @@ impl Dialler {
             }
             sleep(delay).await;
             attempts += 1;
-            match self.attempt(ticket.take(), &opening).await {
+            match self.attempt(ticket.take(), &opening, &commitment).await {
                 Ok(Some(link)) => return Outcome::Opened { link: Box::new(link), attempts, backoff },
                 Ok(None) => return Outcome::Gone,
                 Err(failure) => {
@@ -100,6 +116,7 @@ impl Dialler {
         &self,
         ticket: Option<Ticket>,
         opening: &OpeningMessage,
+        commitment: &Commitment,
     ) -> Result<Option<Link>, Failure> {
         let ticket = match ticket {
             Some(ticket) => ticket,
@@ -110,14 +127,20 @@ impl Dialler {
         };
         let url: Uri =
             ticket.stream_url.parse().map_err(|e| failed(format!("the stream URL is no URL: {e}")))?;
-        let request = self.upgrade(&url).await?;
-        let connection = self.dial(&url).await?;
-        let upgraded = client_async_with_config(request, connection, Some(link::config()));
-        let (mut socket, _) = timeout(UPGRADE_TIMEOUT, upgraded)
-            .await
-            .map_err(|_| failed("the data channel's upgrade took over 10 s"))?
-            .map_err(refused)?;
+        let request = self.request(&url).await?;
+        let (tls, host, port) = self.place(&url)?;
+        let connection = match tls {
+            true => self.network.connect_tls(host, port).await?,
+            // Loopback alone.
+            false => self.network.connect(host, port).await?,
+        };
+        let mut socket = match timeout(UPGRADE_TIMEOUT, upgrade(connection, request)).await {
+            Ok(Ok(socket)) => socket,
+            Ok(Err(error)) => return Err(refused(error, &self.network.peer(host, port)?)),
+            Err(_) => return Err(failed("the data channel's upgrade took over 10 s")),
+        };
         let opening = opening.with_token(&ticket.token);
+        commitment.make();
         let sent = timeout(UPGRADE_TIMEOUT, socket.send(Message::text(opening.expose_secret())));
         sent.await
             .map_err(|_| failed("the data channel took no message"))?
@@ -125,32 +148,22 @@ impl Dialler {
         Ok(Some(Link::new(socket)))
     }
 
-    async fn dial(&self, url: &Uri) -> Result<Box<dyn Connection>, Failure> {
-        let (tls, host, port) = match &self.endpoint {
-            Some(endpoint) => (endpoint.tls, endpoint.host.as_str(), endpoint.port),
+    /// Where to: whether with TLS, host and port.
+    fn place<'a>(&'a self, url: &'a Uri) -> Result<(bool, &'a str, u16), Failure> {
+        match &self.endpoint {
+            Some(endpoint) => Ok((endpoint.tls, endpoint.host.as_str(), endpoint.port)),
             None => {
                 let host = url.host().ok_or_else(|| failed("the stream URL has no host"))?;
-                (true, host.trim_matches(['[', ']']), url.port_u16().unwrap_or(443))
+                Ok((true, host.trim_matches(['[', ']']), url.port_u16().unwrap_or(443)))
             }
-        };
-        match tls {
-            true => self.network.connect_tls(host, port).await,
-            // Loopback alone.
-            false => self.network.connect(host, port).await,
         }
     }
 
-    async fn upgrade(&self, url: &Uri) -> Result<Request<()>, Failure> {
+    async fn request(&self, url: &Uri) -> Result<Request<()>, Failure> {
         let host = url.authority().ok_or_else(|| failed("the stream URL has no host"))?;
-        let request = Request::builder()
-            .uri(url)
-            .header(HOST, host.as_str())
-            .header("Connection", "Upgrade")
-            .header("Upgrade", "websocket")
-            .header("Sec-WebSocket-Version", "13")
-            .header("Sec-WebSocket-Key", generate_key())
-            .body(())
-            .map_err(|e| failed(e.to_string()))?;
+        let host = host.as_str().parse().map_err(|e| failed(format!("the stream URL's host: {e}")))?;
+        let mut request = upgrade::request(url).map_err(|e| failed(e.to_string()))?;
+        request.headers_mut().insert(HOST, host);
         let credentials = self.api.credentials().await?;
         sign_upgrade(request, &credentials, self.api.region(), SystemTime::now())
     }
@@ -160,19 +173,29 @@ fn failed(text: impl Into<String>) -> Failure {
     Failure::new(Class::Network, text)
 }
 
-/// A refusal in the service's own words, or whatever else went wrong.
-fn refused(error: Error) -> Failure {
-    let Error::Http(response) = error else {
-        return failed(format!("the data channel's upgrade failed: {}", link::words(&error)));
-    };
-    let class = match response.status() {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Class::Access,
-        StatusCode::TOO_MANY_REQUESTS => Class::Throttled,
-        _ => Class::Network,
-    };
-    let body = String::from_utf8_lossy(response.body().as_deref().unwrap_or_default()).into_owned();
-    let words = plain(&body);
-    Failure::new(class, format!("the data channel's upgrade was refused: {} {words}", response.status()))
+/// Why the connection to `peer` has become no data channel.
+fn refused(error: NotUpgraded, peer: &Peer) -> Failure {
+    match error {
+        NotUpgraded::Answered(answer) if answer.is_for_browsers() => {
+            let Failure { class, text } = answer.instead_of("a WebSocket", peer);
+            Failure::new(class, format!("the data channel's upgrade: {text}"))
+        }
+        // The service's own words, as a rule.
+        NotUpgraded::Answered(answer) => {
+            let hint = match answer.status() {
+                StatusCode::FORBIDDEN => {
+                    "; do the credentials allow ssmmessages:OpenDataChannel, and does a VPC endpoint's policy?"
+                }
+                _ => "",
+            };
+            Failure::new(answer.class(), format!("the data channel's upgrade was refused: {answer}{hint}"))
+        }
+        NotUpgraded::Wrong(fault) => failed(format!(
+            "the data channel's upgrade: {peer} has answered with HTTP 101 Switching Protocols, but {fault}; something on \
+             the way has to let WebSockets pass"
+        )),
+        NotUpgraded::NoAnswer(error) => failed(format!("the data channel's upgrade failed: {error}")),
+    }
 }
 
 /// Waiting between attempts: 0.2 s, doubled after each failure up to 5 s, and none before the first attempt.
@@ -214,7 +237,12 @@ impl OpeningMessage {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+    use http::header::CONTENT_TYPE;
+
     use super::*;
+    use crate::gateway::upgrade::Fault;
+    use crate::network::Answer;
 
     #[test]
     fn backoff_doubles_from_200_ms_to_4_s() {
@@ -240,14 +268,35 @@ mod tests {
     }
 
     #[test]
-    fn refusals_have_a_class_and_the_services_words() {
-        let refusal = |status| {
-            let body = Some(b"{\"message\":\"no\n\"}".to_vec());
-            refused(Error::Http(Box::new(http::Response::builder().status(status).body(body).unwrap())))
+    fn refusals_have_a_class_and_say_what_came() {
+        let peer = Peer::direct("ssmmessages.us-west-2.amazonaws.com", 443);
+        let refusal = |status: u16, content_type: &'static str, body: &str| {
+            let headers = [(CONTENT_TYPE, HeaderValue::from_static(content_type))].into_iter().collect();
+            let answer = Answer::new(StatusCode::from_u16(status).unwrap(), &headers, body.as_bytes());
+            refused(NotUpgraded::Answered(answer), &peer)
         };
-        assert_eq!(refusal(403).class, Class::Access);
-        assert_eq!(refusal(429).class, Class::Throttled);
-        assert_eq!(refusal(500).class, Class::Network);
-        assert!(refusal(403).text.ends_with(r#"403 Forbidden {"message":"no"}"#));
+        let said = |status| refusal(status, "application/json", "{\"message\":\"no\n\"}");
+        assert_eq!(said(403).class, Class::Access);
+        assert_eq!(said(429).class, Class::Throttled);
+        assert_eq!(said(500).class, Class::Network);
+        assert!(
+            said(403).text.contains(r#"HTTP 403 Forbidden, application/json: “{"message":"no "}”; "#),
+            "{}",
+            said(403)
+        );
+        assert!(said(403).text.contains("ssmmessages:OpenDataChannel"), "{}", said(403));
+        let page = refusal(200, "text/html", "<html><title>Sign in</title>");
+        assert_eq!(page.class, Class::Network);
+        assert!(
+            page.text.starts_with(
+                "the data channel's upgrade: ssmmessages.us-west-2.amazonaws.com:443 has answered with HTTP 200 OK, a \
+                 page (text/html) “Sign in” instead of a WebSocket; "
+            ),
+            "{page}"
+        );
+        let wrong = refused(NotUpgraded::Wrong(Fault::Accept(None)), &peer);
+        assert!(
+            wrong.text.contains("443 has answered with HTTP 101") && wrong.text.contains("WebSockets pass")
+        );
     }
 }

@@ -7,13 +7,15 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::header::{HOST, PROXY_AUTHORIZATION, USER_AGENT};
+use http::header::{CONTENT_LENGTH, HOST, PROXY_AUTHORIZATION, TRANSFER_ENCODING, USER_AGENT};
+use http::response::Parts;
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::Empty;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::proxy::matcher::Intercept;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -22,7 +24,8 @@ use tokio_util::either::Either;
 use tower_service::Service as _;
 
 use super::proxies::authority;
-use super::{Connection, Network, words};
+use super::switch::{self, Switched, switch};
+use super::{Answer, Connection, Network, words};
 use crate::tunnel::failure::{Class, Failure};
 
 /// For a TCP connection, over all addresses of the host.
@@ -61,10 +64,7 @@ impl Network {
         // Without it no connection is worth making.
         self.0.trust.config()?;
         let stream = self.connect(host, port).await?;
-        let mut who = authority(host, port);
-        if let Some(proxy) = self.proxy_for(host, port)? {
-            who += &format!(" through the proxy {proxy}");
-        }
+        let who = self.peer(host, port)?.to_string();
         Ok(Box::new(self.secure(host, &who, stream).await?))
     }
 
@@ -89,12 +89,26 @@ impl Network {
             true => ToProxy::Right(self.secure(name, &who, stream).await?),
             false => ToProxy::Left(stream),
         };
-        match timeout(HANDSHAKE, ask(stream, authorization(proxy), authority(host, port))).await {
-            Ok(Ok(stream)) => Ok(Box::new(stream)),
-            Ok(Err(Refused::Status(status))) => Err(refused(status, &who, proxy, &authority(host, port))),
-            Ok(Err(Refused::Broken(error))) => Err(failed(format!("{who}: {error}"))),
-            Err(_) => Err(failed(format!("{who} did not answer within 10 s"))),
+        let target = authority(host, port);
+        let request = connect(&target, authorization(proxy));
+        let request = request.map_err(|e| failed(format!("{who}: {e}")))?;
+        let (head, stream, read) = match timeout(HANDSHAKE, switch(stream, request)).await {
+            Ok(Ok(Switched::Yes { head, stream, read })) => (head, stream, read),
+            Ok(Ok(Switched::No(answer))) => return Err(refused(&answer, &who, proxy, &target)),
+            Ok(Err(error)) => return Err(failed(format!("{who}: {error}"))),
+            Err(_) => return Err(failed(format!("{who} did not answer within 10 s"))),
+        };
+        if read.is_empty() && !announces_page(&head) {
+            return Ok(Box::new(stream));
         }
+        // The host that was asked for speaks TLS, in which the client begins.
+        let mut body = read.to_vec();
+        let _ = timeout(switch::PATIENCE, stream.take(switch::BEGINNING as u64).read_to_end(&mut body)).await;
+        let answer = Answer::new(head.status, &head.headers, &body);
+        Err(failed(format!(
+            "{who} has answered with {answer} instead of a connection to {target}; HTTPS_PROXY has to name an HTTP proxy, \
+             and a portal may want somebody to sign in first"
+        )))
     }
 }
 
@@ -113,50 +127,26 @@ async fn direct(host: &str, port: u16) -> io::Result<TcpStream> {
 /// A connection to a proxy.
 type ToProxy = Either<TcpStream, TlsStream<TcpStream>>;
 
-/// Why there is no tunnel through the proxy.
-enum Refused {
-    Status(StatusCode),
-    Broken(Box<dyn Error + Send + Sync>),
-}
-
-impl<E: Error + Send + Sync + 'static> From<E> for Refused {
-    fn from(error: E) -> Self {
-        Self::Broken(Box::new(error))
-    }
-}
-
-/// Asks the proxy at the other end for a connection to `target`.
-async fn ask(
-    stream: ToProxy,
-    authorization: Option<HeaderValue>,
-    target: String,
-) -> Result<ToProxy, Refused> {
-    let mut request = Request::builder()
+/// The request for a connection to `target`.
+fn connect(target: &str, authorization: Option<HeaderValue>) -> Result<Request<Empty<Bytes>>, http::Error> {
+    let request = Request::builder()
         .method(Method::CONNECT)
-        .uri(&target)
-        .header(HOST, &target)
+        .uri(target)
+        .header(HOST, target)
         .header(USER_AGENT, "autossm");
-    if let Some(authorization) = authorization {
-        request = request.header(PROXY_AUTHORIZATION, authorization);
+    match authorization {
+        Some(authorization) => request.header(PROXY_AUTHORIZATION, authorization),
+        None => request,
     }
-    let request = request.body(Empty::<Bytes>::new())?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let exchange = async move {
-        let response = sender.send_request(request).await?;
-        if !response.status().is_success() {
-            return Err(Refused::Status(response.status()));
-        }
-        Ok(hyper::upgrade::on(response).await?)
-    };
-    // The connection is given up with its sender, or becomes the tunnel.
-    let (upgraded, _) = tokio::join!(exchange, connection.with_upgrades());
-    let parts = upgraded?
-        .downcast::<TokioIo<ToProxy>>()
-        .map_err(|_| io::Error::other("it has become something else"))?;
-    if !parts.read_buf.is_empty() {
-        return Err(io::Error::other("it speaks before it is spoken to").into());
-    }
-    Ok(parts.io.into_inner())
+    .body(Empty::new())
+}
+
+/// Whether more than a head follows: of a server that takes a CONNECT for a request, and sends its page. A proxy that has
+/// connected may send such headers, which mean nothing then, but not of a page.
+fn announces_page(head: &Parts) -> bool {
+    let length = head.headers.get(CONTENT_LENGTH);
+    let has_body = head.headers.contains_key(TRANSFER_ENCODING) || length.is_some_and(|length| length != "0");
+    has_body && Answer::says_page(&head.headers)
 }
 
 fn authorization(proxy: &Intercept) -> Option<HeaderValue> {
@@ -172,8 +162,8 @@ fn authorization(proxy: &Intercept) -> Option<HeaderValue> {
 }
 
 /// What a proxy's refusal means, and what to do.
-fn refused(status: StatusCode, who: &str, proxy: &Intercept, target: &str) -> Failure {
-    let (class, hint) = match status {
+fn refused(answer: &Answer, who: &str, proxy: &Intercept, target: &str) -> Failure {
+    let (class, hint) = match answer.status() {
         StatusCode::PROXY_AUTHENTICATION_REQUIRED if authorization(proxy).is_some() => (
             Class::Access,
             "; it does not accept the user and password in HTTPS_PROXY (only Basic is offered)",
@@ -185,9 +175,12 @@ fn refused(status: StatusCode, who: &str, proxy: &Intercept, target: &str) -> Fa
             (Class::Access, "; it has to allow this host, or NO_PROXY has to name it")
         }
         StatusCode::TOO_MANY_REQUESTS => (Class::Throttled, ""),
+        status if status.is_redirection() => {
+            (Class::Network, "; somebody may have to sign in there first, or it is no HTTP proxy")
+        }
         _ => (Class::Network, ""),
     };
-    Failure::new(class, format!("{who} refused a connection to {target}: {status}{hint}"))
+    Failure::new(class, format!("{who} refused a connection to {target}: {answer}{hint}"))
 }
 
 /// The error's words and those of what caused it.
@@ -272,6 +265,51 @@ mod tests {
         }
         let (result, _) = proxied("", "SSH-2.0-OpenSSH_9.2\r\n").await;
         assert_eq!(result.unwrap_err().class, Class::Network);
+    }
+
+    /// A portal or another web server where a proxy should be, and proxies' own pages.
+    #[tokio::test]
+    async fn what_a_proxy_answers_is_told_by_status_content_type_and_title() {
+        const PAGE: &str = "<html><title>Sign in</title></html>";
+        let html = format!("Content-Type: text/html\r\nContent-Length: {}\r\n\r\n", PAGE.len());
+        for (answer, words) in [
+            (
+                format!("200 OK\r\n{html}{PAGE}"),
+                "has answered with HTTP 200 OK, a page (text/html) “Sign in”",
+            ),
+            // The body has not come when the head is read, and never does.
+            (format!("200 OK\r\n{html}"), "with HTTP 200 OK, a page (text/html) without a title"),
+            (format!("200 OK\r\n\r\n{PAGE}"), "with HTTP 200 OK, a page “Sign in”"),
+            (
+                "302 Found\r\nLocation: https://portal.example/in?id=hunter2\r\nContent-Length: 0\r\n\r\n"
+                    .into(),
+                "HTTP 302 Found, which leads to https://portal.example; somebody may have to sign in there",
+            ),
+            (
+                format!("502 Bad Gateway\r\n{html}{PAGE}"),
+                "HTTP 502 Bad Gateway, a page (text/html) “Sign in”",
+            ),
+            (
+                format!("403 Forbidden\r\n{html}{PAGE}"),
+                "a page (text/html) “Sign in”; it has to allow this host",
+            ),
+        ] {
+            let answer = format!("HTTP/1.1 {answer}").leak();
+            let failure = proxied("", answer).await.0.unwrap_err();
+            assert!(failure.text.starts_with("the proxy 127.0.0.1:"), "{failure}");
+            assert!(failure.text.contains(words) && !failure.text.contains("hunter2"), "{failure}");
+        }
+    }
+
+    /// Such headers mean nothing where the proxy has connected (RFC 9110, section 9.3.6).
+    #[tokio::test]
+    async fn a_tunnel_may_come_with_headers_of_a_body() {
+        for headers in
+            ["Content-Length: 0\r\nContent-Type: text/html", "Content-Type: text/html", "Content-Length: 17"]
+        {
+            let answer = format!("HTTP/1.0 200 OK\r\n{headers}\r\n\r\n").leak();
+            assert_eq!(proxied("", answer).await.0.unwrap(), b"ping", "{headers}");
+        }
     }
 
     #[tokio::test]

@@ -1,10 +1,12 @@
 //! The way out of this host: through which proxy, trusting whom, and the connections that are made so. The API's calls,
 //! the data channels and what the gateway forwards all go this way.
 
+mod answer;
 mod connect;
 mod environment;
 mod issuer;
 mod proxies;
+mod switch;
 mod trust;
 
 use std::fmt;
@@ -14,8 +16,10 @@ use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use answer::Answer;
 pub use environment::Environment;
-use proxies::Proxies;
+use proxies::{Proxies, authority};
+pub use switch::{NoAnswer, Switched, beginning, switch};
 use trust::Trust;
 pub use trust::destination_tls;
 
@@ -73,6 +77,60 @@ impl Network {
             let port = uri.port_u16().map_or(String::new(), |port| format!(":{port}"));
             format!("{}{port}", uri.host().unwrap_or_default())
         }))
+    }
+
+    /// Whom a connection to `host` is made to.
+    ///
+    /// # Errors
+    /// The environment names a proxy that cannot be used.
+    pub fn peer(&self, host: &str, port: u16) -> Result<Peer, Failure> {
+        Ok(Peer { host: host.to_owned(), port, proxy: self.proxy_for(host, port)? })
+    }
+}
+
+/// Whom a connection is made to, and through which proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    host: String,
+    port: u16,
+    /// As `HOST:PORT`.
+    proxy: Option<String>,
+}
+
+impl Peer {
+    /// Without a proxy, whatever the environment says.
+    pub fn direct(host: &str, port: u16) -> Self {
+        Self { host: host.to_owned(), port, proxy: None }
+    }
+
+    /// Whether a proxy makes the connection.
+    pub fn is_proxied(&self) -> bool {
+        self.proxy.is_some()
+    }
+
+    /// What an operator can do where something else answers in its place.
+    fn remedy(&self) -> &'static str {
+        match self.proxy {
+            Some(_) => {
+                "the proxy, or something behind it, answers in its place: have it let this host pass untouched, or name \
+                 the host in NO_PROXY"
+            }
+            None => {
+                "something on the way answers in its place, such as a captive portal or an inspecting firewall: have it \
+                 let this host pass, set HTTPS_PROXY where the network wants one, or correct the endpoint if the \
+                 configuration names it"
+            }
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&authority(&self.host, self.port))?;
+        match &self.proxy {
+            Some(proxy) => write!(f, " through the proxy {proxy}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -60,17 +60,40 @@ fn is_this_host(host: &str) -> bool {
         || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-/// `*.internal` and `internal:443` are usual in the variable, and mean `.internal` and `internal`.
+/// The variable's entries as the matcher knows them. `*.internal` and `internal.` are usual and mean `.internal` and
+/// `internal`; an address of IPv6 may stand in brackets, and whatever there is may have a port.
 fn hosts(no_proxy: &str) -> String {
-    let entry = |entry: &str| {
-        let entry = entry.trim();
-        let entry = entry.strip_prefix("*.").map_or(entry.to_owned(), |rest| format!(".{rest}"));
-        match entry.split_once(':') {
-            Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host.to_owned(),
-            _ => entry.trim_matches(['[', ']']).to_owned(),
+    let entries = no_proxy.split([',', ' ', '\t', '\n', '\r']).filter(|entry| !entry.is_empty());
+    entries.map(host).collect::<Vec<_>>().join(",")
+}
+
+/// One entry, without brackets and port.
+fn host(entry: &str) -> String {
+    let (host, rest) = match entry.strip_prefix('[').and_then(|inside| inside.split_once(']')) {
+        Some((host, rest)) => (host, rest),
+        None => {
+            // An address of IPv6 has more colons than one, and no port where it has no brackets.
+            let network = entry.find('/').unwrap_or(entry.len());
+            let (host, rest) = entry.split_at(network);
+            match host.split_once(':') {
+                Some((host, port)) if is_number(port) => (host, rest),
+                _ => (host, rest),
+            }
         }
     };
-    no_proxy.split([',', ' ']).map(entry).collect::<Vec<_>>().join(",")
+    // What is left is the length of a network's prefix, a port, or both.
+    let length = rest.strip_prefix('/').map(|rest| rest.split(':').next().unwrap_or_default());
+    let host = host.strip_prefix('*').filter(|name| name.starts_with('.')).unwrap_or(host);
+    let host = host.strip_suffix('.').filter(|name| !name.is_empty()).unwrap_or(host);
+    if host == "*" {
+        // To the matcher it means names alone.
+        return "*,0.0.0.0/0,::/0".to_owned();
+    }
+    length.map_or_else(|| host.to_owned(), |length| format!("{host}/{length}"))
+}
+
+fn is_number(port: &str) -> bool {
+    port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// `HOST:PORT`, with an IPv6 address in brackets.
@@ -133,6 +156,52 @@ mod tests {
         assert_eq!(way(&nothing, API), None);
         let no_aws = proxies(&[("HTTPS_PROXY", "http://proxy:3128"), ("no_proxy", "amazonaws.com")]);
         assert_eq!((way(&no_aws, API), way(&no_aws, "example.com").is_some()), (None, true));
+    }
+
+    /// Each entry alone, with hosts that it covers and hosts that it does not.
+    #[test]
+    fn an_entry_may_have_brackets_a_port_or_a_network() {
+        for (entry, direct, proxied) in [
+            ("[fd00::1]:443", "fd00::1", "fd00::2"),
+            ("[fd00::1]", "fd00::1", "fd00::2"),
+            ("fd00::1", "fd00::1 fd00:0:0::1", "fd00::2"),
+            ("[FD00::1]:8443", "fd00::1", "fd00::2"),
+            ("fd00::/8", "fd00::17 fd12:3456::1", "2600::17"),
+            ("[fd00::]/8", "fd00::17", "2600::17"),
+            ("[fd00::/8]", "fd00::17", "2600::17"),
+            ("[fd00::]/8:443", "fd00::17", "2600::17"),
+            ("fd00::/8:443", "fd00::17", "2600::17"),
+            ("10.1.2.3", "10.1.2.3", "10.1.2.4"),
+            ("10.1.2.3:443", "10.1.2.3", "10.1.2.4"),
+            ("10.0.0.0/8", "10.1.2.3", "11.1.2.3"),
+            ("10.0.0.0/8:443", "10.1.2.3", "11.1.2.3"),
+            ("10.1.2.3/16", "10.1.9.9", "10.2.2.3"),
+            ("db.internal", "db.internal a.db.internal DB.Internal", "adb.internal internal"),
+            ("db.internal:443", "db.internal a.db.internal", "adb.internal"),
+            ("db.internal.", "db.internal", "adb.internal"),
+            ("db.internal.:443", "db.internal", "adb.internal"),
+            (".internal", "internal db.internal", "evilinternal internal.evil"),
+            (".internal:443", "internal db.internal", "evilinternal"),
+            ("*.internal", "db.internal", "evilinternal"),
+            ("*.internal:443", "db.internal", "evilinternal"),
+            ("*", "db.internal 10.1.2.3 fd00::1", ""),
+            ("*:443", "db.internal 10.1.2.3 fd00::1", ""),
+            ("a.example,\tb.example c.example", "a.example b.example c.example", "d.example"),
+            (", ,", "", "db.internal"),
+            // Nothing that could be a host: it must not become all of them.
+            ("[]:443", "", "db.internal 10.1.2.3 fd00::1"),
+            (":443", "", "db.internal 10.1.2.3 fd00::1"),
+            (".", "", "db.internal 10.1.2.3 fd00::1"),
+            ("[fd00::1", "", "db.internal fd00::1"),
+        ] {
+            let proxies = proxies(&[("HTTPS_PROXY", "http://proxy:3128"), ("NO_PROXY", entry)]);
+            for host in direct.split_whitespace() {
+                assert_eq!(way(&proxies, host), None, "{entry}: {host}");
+            }
+            for host in proxied.split_whitespace() {
+                assert_eq!(way(&proxies, host).as_deref(), Some("proxy:3128"), "{entry}: {host}");
+            }
+        }
     }
 
     #[test]

@@ -1,4 +1,9 @@
-//! One client's socket, TCP or Unix, and the ways in which a client can leave.
+//! One client's socket, TCP or Unix, and the ways in which a client can leave or be left.
+//!
+//! A client's connection ends with a reset unless it is [finished](Client::finish): an answer that is cut must not look
+//! complete, whatever cuts it, be it the end of this process.
+
+mod unread;
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -7,13 +12,21 @@ use std::os::fd::{AsFd, AsRawFd as _};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 use socket2::SockRef;
 use tokio::io::{Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{sleep, timeout};
+
+use self::unread::Unread;
 
 /// How long a client whose answer is complete may go on sending before its socket is closed.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// How long a client whose answer is cut may take for what was received of it, and how often that is looked at.
+const LAST_BYTES: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// A client that has been accepted. Its methods take `&self`, so that one task can read, write and watch it at once.
 #[derive(Debug)]
@@ -21,7 +34,7 @@ pub enum Client {
     /// Accepted on a TCP port.
     Tcp(TcpStream),
     /// Accepted on a Unix socket.
-    Unix(UnixStream),
+    Unix(UnixStream, Unread),
 }
 
 /// Both kinds of socket have the same methods, but no trait for them.
@@ -29,7 +42,7 @@ macro_rules! either {
     ($client:expr, $socket:ident => $call:expr) => {
         match $client {
             Client::Tcp($socket) => $call,
-            Client::Unix($socket) => $call,
+            Client::Unix($socket, _) => $call,
         }
     };
 }
@@ -44,7 +57,10 @@ impl Client {
     }
 
     pub(super) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        either!(self, socket => socket.try_read(buffer))
+        match self {
+            Self::Tcp(socket) => socket.try_read(buffer),
+            Self::Unix(socket, unread) => unread.try_read(socket, buffer),
+        }
     }
 
     pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
@@ -62,7 +78,7 @@ impl Client {
     pub(super) fn peer(&self) -> String {
         let peer = match self {
             Self::Tcp(socket) => socket.peer_addr().map(|address| address.to_string()),
-            Self::Unix(socket) => socket.peer_cred().map(|peer| match peer.pid() {
+            Self::Unix(socket, _) => socket.peer_cred().map(|peer| match peer.pid() {
                 Some(pid) => format!("process {pid} of user {}", peer.uid()),
                 None => format!("a process of user {}", peer.uid()),
             }),
@@ -70,11 +86,12 @@ impl Client {
         peer.unwrap_or_else(|_| "a client that has gone".to_owned())
     }
 
-    /// Has its end reset the connection: a client that is waited for in vain is not to take its end for the answer's. (On a
-    /// Unix socket it looks like an end all the same.)
-    pub(super) fn abort(self) {
-        // If it cannot be, the socket is closed in the ordinary way.
-        let _ = either!(&self, socket => SockRef::from(socket).set_linger(Some(Duration::ZERO)));
+    /// Resets the connection when the client's host has what was written, or does not take it. (A client on a Unix socket that
+    /// has sent nothing sees an end all the same.)
+    pub(super) async fn abort(self) {
+        if let Self::Tcp(socket) = &self {
+            let _ = timeout(LAST_BYTES, sent(socket)).await;
+        }
     }
 
     async fn ready(&self, interest: Interest) -> io::Result<Ready> {
@@ -115,9 +132,13 @@ impl Client {
     /// Tells the client that nothing more comes, and waits a moment for its own end. Closing a socket in which
     /// something lies unread resets the connection, and that would throw away what is still on its way to the client.
     pub(super) async fn finish(&self) {
-        // A client that is gone already needs no telling.
+        // Now the socket may be closed in the ordinary way. A client that is gone already needs no telling.
+        let _ = match self {
+            Self::Tcp(socket) => SockRef::from(socket).set_linger(None),
+            Self::Unix(socket, unread) => unread.forget(socket),
+        };
         let _ = either!(self, socket => SockRef::from(socket).shutdown(Shutdown::Write));
-        let _ = tokio::time::timeout(LINGER, async {
+        let _ = timeout(LINGER, async {
             while self.ready(Interest::READABLE).await.is_ok() {
                 match self.discard() {
                     Ok(0) => return,
@@ -130,22 +151,41 @@ impl Client {
     }
 
     fn discard(&self) -> io::Result<usize> {
-        self.try_read(&mut [0; 4096])
+        either!(self, socket => socket.try_read(&mut [0; 4096]))
     }
 }
 
-/// A Unix socket needs neither option.
+/// A Unix socket needs none of the options.
 impl From<UnixStream> for Client {
     fn from(socket: UnixStream) -> Self {
-        Self::Unix(socket)
+        Self::Unix(socket, Unread::default())
     }
 }
 
 impl From<TcpStream> for Client {
     fn from(socket: TcpStream) -> Self {
         set_options(&socket);
+        if let Err(error) = SockRef::from(&socket).set_linger(Some(Duration::ZERO)) {
+            tracing::debug!(%error, "a client will not be reset");
+        }
         Self::Tcp(socket)
     }
+}
+
+/// Waits until everything has been sent that was written, or the connection is broken. What has been sent the peer's host keeps
+/// for it through a reset.
+async fn sent(socket: &TcpStream) {
+    // From now on it is writable only if nothing waits in it. One that cannot be asked is not waited for.
+    if SockRef::from(socket).set_tcp_notsent_lowat(1).is_ok() {
+        while waits(socket) {
+            sleep(LOOK).await;
+        }
+    }
+}
+
+fn waits(socket: &TcpStream) -> bool {
+    let mut state = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+    poll(&mut state, PollTimeout::ZERO) == Ok(0)
 }
 
 /// No delay, because whoever wrote the bytes has decided already how to group them; keepalive, because a client on a

@@ -210,26 +210,26 @@ impl Proxy {
                 end => break (end, link),
             }
         };
-        // It counts as open until it is known whether it was cut with its session.
-        let link = (end == End::PluginClosed).then_some(link);
+        self.stats.count(|counts| match end {
+            End::ClientGone | End::Moved | End::Finished => counts.completed += 1,
+            End::Stalled(..) => counts.stalled_closed += 1,
+            End::Broken | End::Cut | End::Stopped => counts.cut += 1,
+        });
+        // Whatever else ends is reset: by being dropped.
         match end {
-            End::ClientGone | End::Moved => self.stats.count(|counts| counts.completed += 1),
-            End::Stalled(waited, waiting) => {
-                self.stats.count(|counts| counts.stalled_closed += 1);
-                self.teller.closed(&client.peer(), waited, waiting);
-                client.abort();
-            }
-            End::Stopped => self.stats.count(|counts| counts.cut += 1),
-            End::Finished | End::Cut => {
-                self.stats.count(|counts| match end {
-                    End::Cut => counts.cut += 1,
-                    _ => counts.completed += 1,
-                });
+            End::ClientGone | End::Moved | End::Stopped => {}
+            End::Finished => {
+                drop(link);
                 self.finish(&client).await;
             }
-            End::PluginClosed => {
-                // The client need not wait for the news.
-                tokio::join!(self.finish(&client), self.await_news(link));
+            End::Stalled(waited, waiting) => self.teller.closed(&client.peer(), waited, waiting),
+            End::Cut => {
+                drop(link);
+                self.abort(client).await;
+            }
+            // It counts as open until it is known whether it was cut with its session.
+            End::Broken => {
+                tokio::join!(self.abort(client), self.await_news(link));
             }
         }
     }
@@ -241,14 +241,19 @@ impl Proxy {
         }
     }
 
-    /// Counts the connection as cut if its session is over within a moment, else as completed.
-    async fn await_news(&self, link: Option<Link>) {
-        let Some(link) = link else { return };
+    async fn abort(&self, client: Client) {
         tokio::select! {
-            biased;
-            () = link.route().ended.cancelled() => self.stats.count(|counts| counts.cut += 1),
-            () = self.deadline.cancelled() => self.stats.count(|counts| counts.completed += 1),
-            () = tokio::time::sleep(pump::NEWS) => self.stats.count(|counts| counts.completed += 1),
+            () = self.deadline.cancelled() => {}
+            () = client.abort() => {}
+        }
+    }
+
+    /// Keeps the connection's place on its route until its session is over, if it is within a moment.
+    async fn await_news(&self, link: Link) {
+        tokio::select! {
+            () = link.route().ended.cancelled() => {}
+            () = self.deadline.cancelled() => {}
+            () = tokio::time::sleep(pump::NEWS) => {}
         }
     }
 
@@ -298,7 +303,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpStream, UnixStream};
 
-    use super::rig::{Rig, echo, eof, settings};
+    use super::rig::{Rig, echo, end, settings};
     use super::*;
 
     #[tokio::test]
@@ -335,7 +340,7 @@ mod tests {
         let _first = rig.client().await;
         rig.wait(|counts| counts.open == 1).await;
         let mut second = rig.client().await;
-        eof(&mut second).await;
+        assert_eq!(end(&mut second).await, (Vec::new(), false));
         rig.wait(|counts| counts.over_limit == 1).await;
 
         rig.settings.send_modify(|settings| settings.max_connections = 2);
@@ -359,12 +364,12 @@ mod tests {
             let proxy = Arc::clone(&rig.proxy);
             async move { proxy.stop(Instant::now() + Duration::from_millis(500)).await }
         });
-        eof(&mut held).await;
+        assert_eq!(end(&mut held).await, (Vec::new(), false));
         assert!(TcpStream::connect(rig.address).await.is_err());
         open.write_all(b"y").await.unwrap();
         assert_eq!(open.read_u8().await.unwrap(), b'y', "an open connection goes on");
         assert_eq!(stop.await.unwrap(), 1);
-        eof(&mut open).await;
+        assert_eq!(end(&mut open).await, (Vec::new(), false));
         assert_eq!(rig.proxy.stats().snapshot().open, 0);
     }
 

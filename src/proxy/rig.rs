@@ -1,17 +1,18 @@
 //! What the proxy's tests share: a proxy on a port of its own, and plugins that are plain listeners.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{Counts, Listener, Proxy, Route, Settings};
 use crate::config::Listen;
-use crate::gateway::ledger::Ledger;
+use crate::gateway::ledger::{AgentFrames, Ledger};
 use crate::tunnel::Generation;
 
 /// Long enough for anything that is going to happen at all.
@@ -114,7 +115,21 @@ pub fn dead_port() -> (TcpSocket, SocketAddr) {
 
 /// Reads to the end; a reset is an end too. Returns what came before it.
 pub async fn eof(socket: &mut TcpStream) -> Vec<u8> {
+    end(socket).await.0
+}
+
+/// Reads to the end. Returns what came before it, and whether it was a true end and no reset.
+pub async fn end(socket: &mut (impl AsyncRead + Unpin)) -> (Vec<u8>, bool) {
     let mut bytes = Vec::new();
-    let _ = timeout(PATIENCE, socket.read_to_end(&mut bytes)).await.expect("the connection was not closed");
-    bytes
+    let end = timeout(PATIENCE, socket.read_to_end(&mut bytes)).await.expect("the connection was not closed");
+    match end.map_err(|error| error.kind()) {
+        Ok(_) => (bytes, true),
+        Err(ErrorKind::ConnectionReset) => (bytes, false),
+        Err(kind) => panic!("neither an end nor a reset: {kind}"),
+    }
+}
+
+/// The session of `route` is read by its gateway: what its agent sends is known.
+pub fn followed(route: &Route) {
+    route.ledger.follow_agent(AgentFrames::Followed);
 }

@@ -226,6 +226,7 @@ impl Drop for Link {
     fn drop(&mut self) {
         let route = Arc::clone(self.route());
         hang_up(&self.plugin, &route.ledger, &route.ended);
+        route.ledger.forget_answer(self.stream);
         if self.half_closed.load(Relaxed) {
             self.open.0.half_closed.fetch_sub(1, Relaxed);
         }

@@ -65,6 +65,7 @@ impl Drop for Tap {
         self.hang_up();
         self.ledger.leave(self.stream, false);
         self.ledger.forget_agent_end(self.stream);
+        self.ledger.forget_answer(self.stream);
     }
 }
 

@@ -166,12 +166,14 @@ pub static ENTRIES: &[Entry] = &[
     Entry {
         event: "interrupted",
         id: "28904dd0cb844f0e9a7bf6b3279f4878",
-        subject: "The data channel was closed",
-        text: "The WebSocket of session @AUTOSSM_SESSION@ was closed (@AUTOSSM_REASON@). The service does\n\
-               so every hour. autossm resumes the session; open connections wait meanwhile and lose\n\
-               nothing. Or it is open, and the agent behind it acknowledges nothing.\n\n\
-               Nothing has to be done if a line that says 'resumed' follows. If none does, look for\n\
-               'resume_failed' and 'failover'.",
+        subject: "A session does not serve at the moment",
+        text: "Session @AUTOSSM_SESSION@ is interrupted: @AUTOSSM_REASON@ (@AUTOSSM_CAUSE@). Open connections\n\
+               wait and lose nothing; new ones are held, and get another session after `failover_after`.\n\n\
+               closed: Nothing has to be done if a line that says 'resumed' follows: the service closes each data\n\
+               channel every hour. If none does, look for 'resume_failed' and 'failover'.\n\n\
+               gap: Nothing has to be done: the agent sends again what is missing, ten messages a second, and\n\
+               new connections get another session. If it happens often, look for what loses packets or\n\
+               connections between the target and AWS.",
     },
     Entry {
         event: "resumed",
@@ -184,11 +186,12 @@ pub static ENTRIES: &[Entry] = &[
     Entry {
         event: "resume_failed",
         id: "a21928a2c900463c8e093c2031dfaba6",
-        subject: "The data channel could not be opened again yet",
+        subject: "The data channel could not be opened yet, or not again",
         text: "ResumeSession, or the connection after it, has failed for session @AUTOSSM_SESSION@:\n\
                @AUTOSSM_REASON@. The attempts go on; this line is written once for each kind of failure.\n\n\
                If it speaks of access or credentials, look at the host's role: it needs ssm:ResumeSession\n\
-               on its own sessions. If it speaks of the network, look at the way to ssmmessages.",
+               on its own sessions. If it speaks of the network, look at the way to ssmmessages: what answers\n\
+               there instead of the service, such as a proxy, is named with what it has answered.",
     },
     Entry {
         event: "encrypted",
@@ -488,22 +491,6 @@ pub static ENTRIES: &[Entry] = &[
         subject: "The agent has acknowledged a message",
         text: "A message of session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ was acknowledged by the agent\n\
                after @AUTOSSM_DURATION_US@ µs. Said at debug level only, of each keep-alive and every 5 s of others.\n\n\
-               Nothing has to be done.",
-    },
-    Entry {
-        event: "agent_away",
-        id: "c29f12005ad340328f1eb31b90955087",
-        subject: "The agent has lost its connection",
-        text: "The service says that the agent of session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ is away.\n\
-               If it does not come back within 15 s, the session counts as interrupted. Said at debug level only.\n\n\
-               If it stays away, look at the SSM agent on the target.",
-    },
-    Entry {
-        event: "agent_back",
-        id: "c735206704864d5cab90c890cb2e19c4",
-        subject: "The agent is back",
-        text: "The agent of session @AUTOSSM_SESSION@ of tunnel @AUTOSSM_TUNNEL@ has its connection again.\n\
-               Said at debug level only.\n\n\
                Nothing has to be done.",
     },
     Entry {

@@ -10,7 +10,7 @@
 //!
 //! Where the gateway hears the agent's acknowledgements (`hold` mode), a probe that is neither answered nor acknowledged
 //! says nothing here: the gateway's own clock, which such a probe sets going, tells that the path is down, as
-//! [`ChannelClosed`](super::SessionEvent::ChannelClosed).
+//! [`Interrupted`](super::SessionEvent::Interrupted).
 
 use std::time::Duration;
 

@@ -288,10 +288,10 @@ impl Tunnel {
                     }
                 }
             }
-            SessionEvent::ChannelClosed { reason } => {
-                if session.down_since.is_none() && session.phase != Phase::Ending {
-                    session.down_since = Some(now);
-                    actions.push(Action::Report(Report::Interrupted(generation, reason)));
+            SessionEvent::Interrupted { cause, reason, lasted } => {
+                if session.phase != Phase::Ending {
+                    session.down_since.get_or_insert(now.saturating_sub(lasted));
+                    actions.push(Action::Report(Report::Interrupted(generation, cause, reason)));
                 }
             }
             SessionEvent::ChannelResumed { attempts } => {

@@ -76,6 +76,21 @@ pub struct Settings {
     pub probing: Option<Probing>,
 }
 
+/// What keeps a session that is up from serving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum InterruptionCause {
+    /// The data channel is closed and being opened again.
+    Closed,
+    /// The service answers nothing on it.
+    Unanswered,
+    /// The service says that the agent has lost its connection.
+    AgentAway,
+    /// The agent acknowledges nothing.
+    AgentSilent,
+    /// Messages are missing, and what comes behind them waits.
+    Gap,
+}
+
 /// Why a session that works is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
@@ -153,14 +168,18 @@ pub enum SessionEvent {
     },
     /// The data channel could not be opened; the gateway goes on trying.
     NotOpened(Failure),
-    /// The data channel is down; the gateway resumes it.
-    ChannelClosed {
-        /// Close code and reason, or the error.
+    /// The data channel does not serve; the gateway resumes it, or waits for it. Told again when that is for another cause.
+    Interrupted {
+        /// What kind of interruption it is.
+        cause: InterruptionCause,
+        /// In words: close code and reason, the error, or what was seen.
         reason: String,
+        /// How long it had lasted when it was noticed.
+        lasted: Duration,
     },
-    /// The data channel is up again.
+    /// The data channel serves again.
     ChannelResumed {
-        /// How many attempts it took; none where it was open all along, and the agent silent.
+        /// How many attempts it took to open it; none where it was open all along.
         attempts: u32,
     },
     /// The session is gone at the service.
@@ -227,8 +246,8 @@ pub enum Action {
 pub enum Report {
     /// A session serves: how long StartSession, plugin and handshake took.
     Ready(Generation, Duration),
-    /// The data channel went down.
-    Interrupted(Generation, String),
+    /// The data channel does not serve: the kind of interruption, and in words.
+    Interrupted(Generation, InterruptionCause, String),
     /// The data channel is back: how long it was down, and how many attempts it took.
     Resumed(Generation, Duration, u32),
     /// Down for `failover_after`: a replacement is begun.

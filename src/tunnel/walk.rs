@@ -14,7 +14,7 @@ use super::health::Probing;
 use super::machine::STOPPING;
 use super::rotation::{Limit, Rotate};
 use super::status::State;
-use super::{Action, Event, Generation, SessionEvent, Settings};
+use super::{Action, Event, Generation, InterruptionCause, SessionEvent, Settings};
 use world::World;
 
 const SECOND: Duration = Duration::from_secs(1);

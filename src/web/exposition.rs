@@ -131,6 +131,16 @@ fn of_sessions(page: &mut Page, tunnels: &[&Status], now: Timestamp) {
             page.value("autossm_session_age_seconds", &[("tunnel", &status.name)], age);
         }
     }
+    page.family(
+        "autossm_missing_messages",
+        "gauge",
+        "Messages that are missing in sessions while later ones have arrived",
+    );
+    for status in tunnels {
+        let interruptions = status.sessions.iter().filter_map(|session| session.interruption.as_ref());
+        let missing: u64 = interruptions.map(|interruption| interruption.missing_messages).sum();
+        page.value("autossm_missing_messages", &[("tunnel", &status.name)], missing);
+    }
     page.counters("autossm_session_starts", "outcome", "Attempts to start a session", tunnels, |status| {
         &status.metrics.session_starts
     });
@@ -281,7 +291,7 @@ mod tests {
     use crate::control::protocol::{Connections, Credentials, Metrics, Session, words};
 
     /// The names that dashboards and rules are built on: none of them may go away.
-    pub const NAMES: [&str; 22] = [
+    pub const NAMES: [&str; 23] = [
         "autossm_build_info",
         "autossm_tunnel_up",
         "autossm_tunnel_reachable",
@@ -290,6 +300,7 @@ mod tests {
         "autossm_tunnel_start_time_seconds",
         "autossm_sessions",
         "autossm_session_age_seconds",
+        "autossm_missing_messages",
         "autossm_session_starts_total",
         "autossm_session_ends_total",
         "autossm_stream_closes_total",

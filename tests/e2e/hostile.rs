@@ -70,7 +70,7 @@ async fn what_breaks_the_protocol_ends_that_session_and_nothing_else() {
             "no proper WebSocket message (Space limit exceeded",
         ),
         ("negative number", Frame::Binary(output(-1)), 1, "stream message -1: "),
-        ("far ahead", Frame::Binary(output(i64::MAX)), 1, "stream message 9223372036854775807, where "),
+        ("far ahead", Frame::Binary(output(i64::MAX)), 1, "stream message 9223372036854775807 while "),
         (
             "a client's message",
             Frame::Binary(message(MessageType::InputStreamData, 0, 1, b"x")),

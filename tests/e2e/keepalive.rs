@@ -254,8 +254,8 @@ async fn an_agent_is_away_for_45_s() {
     let keys = "keepalive = \"2s\"\n";
     let outcome = under_load("agent away for 45 s", keys, async |lab, daemon| {
         let away = lab.set_for(Fault::AgentAway, Duration::from_secs(45));
-        daemon.event("agent_away").await;
         let interrupted = daemon.event("interrupted").await;
+        assert_eq!(interrupted.field("cause"), "agent_away");
         let session = interrupted.field("session").to_owned();
         assert!(lab.close(&session, 1000, "Bye"));
         until("the data channel open again", || lab.status().sessions[&session].connected.then_some(()))

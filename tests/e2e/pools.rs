@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use autossm_lab::Lab;
-use autossm_lab::destination::bulk_request;
+use autossm_lab::bulk::bulk_request;
 use autossm_lab::load::{Load, SessionEnd};
 use autossm_lab::options::Options;
 use nix::sys::signal::{Signal, kill};

@@ -207,6 +207,9 @@ pub fn words(fault: &Fault) -> String {
         Fault::Upgrades(UpgradeFault::Stalled) => "upgrades not answered".into(),
         Fault::Refuse => "everything refused".into(),
         Fault::BlackHole => "black hole".into(),
+        Fault::Freeze => "link frozen".into(),
+        Fault::AgentRefuse => "agents refused".into(),
+        Fault::AgentFreeze => "the agents' link frozen".into(),
         Fault::DestinationRefused => "destination refuses".into(),
         Fault::SlowLink(Link { latency, bandwidth }) => {
             format!("way slow ({} ms, {} kB/s)", latency.as_millis(), bandwidth / 1000)

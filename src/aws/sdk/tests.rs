@@ -94,7 +94,12 @@ async fn every_refusal_has_its_class_and_the_services_words() {
             "is this host's clock right?",
         ),
         (403, refuse("MissingAuthenticationToken", "Missing"), Class::Access, "MissingAuthenticationToken"),
-        (403, "<html>no</html>".to_owned(), Class::Access, "HTTP 403"),
+        (
+            403,
+            "<html><title>No</title>".to_owned(),
+            Class::Access,
+            "HTTP 403 Forbidden, a page (application/x-amz-json-1.1) “No”",
+        ),
         (
             400,
             refuse("InvalidDocument", "no such document"),
@@ -107,7 +112,12 @@ async fn every_refusal_has_its_class_and_the_services_words() {
         (500, refuse("InternalServerError", "sorry"), Class::Network, "InternalServerError: sorry"),
         (503, String::new(), Class::Network, "HTTP 503"),
         (502, "<html>bad gateway</html>".to_owned(), Class::Network, "HTTP 502"),
-        (200, garbage.to_owned(), Class::Network, "StartSession"),
+        (
+            200,
+            garbage.to_owned(),
+            Class::Network,
+            "HTTP 200 OK, application/x-amz-json-1.1, which cannot be read: ",
+        ),
         (200, "{}".to_owned(), Class::Network, "lacks a session id"),
     ];
     for (status, answer, class, words) in table {
@@ -118,6 +128,60 @@ async fn every_refusal_has_its_class_and_the_services_words() {
         assert!(failure.text.contains(words), "{status} {shown}: {failure}");
         assert!(!format!("{failure:?}").contains("TOKEN-1"), "{failure:?}");
         assert_eq!(service.requests(), 1, "retrying is not done here");
+    }
+}
+
+/// A captive portal, an inspecting proxy, another server at the endpoint's address.
+#[tokio::test]
+async fn what_answers_in_the_services_place_is_told_with_what_to_do() {
+    const HTML: canned::Headers = &[("content-type", "text/html; charset=utf-8")];
+    const ELSEWHERE: canned::Headers = &[("location", "http://portal.example/?id=TOKEN-1")];
+    const PAGE: &str = "<!DOCTYPE html><html><head><title>Guest Wi-Fi</title></head></html>";
+    for (headers, status, body, class, words) in [
+        (
+            HTML,
+            200,
+            PAGE,
+            Class::Network,
+            "HTTP 200 OK, a page (text/html) “Guest Wi-Fi” instead of the API's answer; ",
+        ),
+        (HTML, 403, PAGE, Class::Access, "HTTP 403 Forbidden, a page (text/html) “Guest Wi-Fi”"),
+        (HTML, 503, PAGE, Class::Network, "HTTP 503 Service Unavailable, a page (text/html) “Guest Wi-Fi”"),
+        (
+            ELSEWHERE,
+            302,
+            "",
+            Class::Network,
+            "HTTP 302 Found, which leads to http://portal.example instead of",
+        ),
+        (
+            &[("content-type", "text/plain")],
+            200,
+            "blocked by policy",
+            Class::Network,
+            "HTTP 200 OK, text/plain: “blocked by policy” instead of the API's answer; ",
+        ),
+        (&[], 200, PAGE, Class::Network, "HTTP 200 OK, a page “Guest Wi-Fi”"),
+        (&[], 407, "", Class::Network, "HTTP 407 Proxy Authentication Required instead of the API's answer"),
+    ] {
+        let service = Service::in_its_place(headers, move |_, _| (status, body.to_owned())).await;
+        let failure = service.api().start_session(&request()).await.unwrap_err();
+        let host = service.url.strip_prefix("https://").unwrap();
+        assert_eq!(failure.class, class, "{failure}");
+        assert!(failure.text.starts_with(&format!("StartSession: {host} has answered with ")), "{failure}");
+        assert!(failure.text.contains(words) && !failure.text.contains("TOKEN-1"), "{failure}");
+        assert_eq!(failure.text.contains("captive portal"), status < 500, "{failure}");
+        // Nor are there credentials with such a security token service.
+        let role = Identity { role_arn: Some("arn:aws:iam::111122223333:role/r".into()), ..identity() };
+        let keys = Credentials::new("AKIDEXAMPLE", "secret-key", None, None, "test");
+        let failure = service.api_of(role, keys).credentials().await.unwrap_err();
+        if headers != &[("content-type", "text/plain")] && !headers.is_empty() {
+            assert!(
+                failure.text.starts_with(&format!("credentials: {host} has answered with ")),
+                "{failure}"
+            );
+            assert!(failure.text.contains(words), "{failure}");
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::control::protocol::InterruptionCause;
 use crate::telemetry::catalog;
 
 /// A reason that is longer than this, in characters, loses its end in a sentence; below it stands the whole of it.
@@ -57,6 +58,8 @@ pub enum Cause {
     EndedByService,
     /// The data channel is down, and nothing more is known.
     ChannelClosed,
+    /// Messages are missing in the session, and what comes behind them waits.
+    Gap,
     /// The destination is down; the tunnel is not.
     Destination,
     /// Somebody has asked for that.
@@ -150,9 +153,15 @@ impl Cause {
         }
     }
 
-    /// Of a data channel that was closed.
-    pub fn of_interruption(reason: &str) -> Self {
-        if reason.contains("the agent") { Self::Agent } else { Self::ChannelClosed }
+    /// Of an interruption. Daemons before 0.2 told of it in words alone.
+    pub fn of_interruption(cause: InterruptionCause, reason: &str) -> Self {
+        match cause {
+            InterruptionCause::Closed | InterruptionCause::Unanswered => Self::ChannelClosed,
+            InterruptionCause::AgentAway | InterruptionCause::AgentSilent => Self::Agent,
+            InterruptionCause::Gap => Self::Gap,
+            InterruptionCause::Unknown if reason.contains("the agent") => Self::Agent,
+            InterruptionCause::Unknown => Self::ChannelClosed,
+        }
     }
 
     /// The event of the catalog that says what is to be done, and which of its causes this is.
@@ -180,7 +189,8 @@ impl Cause {
             Self::IdleTimeout => ("lost", Some("idle timeout")),
             Self::MaximumDuration => ("lost", Some("maximum duration")),
             Self::EndedByService => ("lost", Some("ended")),
-            Self::ChannelClosed => ("interrupted", None),
+            Self::ChannelClosed => ("interrupted", Some("closed")),
+            Self::Gap => ("interrupted", Some("gap")),
             Self::Destination => ("degraded", None),
             Self::Drained => ("requested", Some("drain")),
             Self::Drill => ("requested", Some("drill")),
@@ -268,6 +278,7 @@ impl Cause {
             }
             Self::EndedByService => format!("the service ended its session: {short}"),
             Self::ChannelClosed => format!("the data channel was closed: {short}"),
+            Self::Gap => format!("messages of the session {} lost on the way: {short}", tense("are", "were")),
             Self::Destination => short,
             Self::Drained => format!("{by} drained it"),
             Self::Restarted => format!("{by} restarted it"),
@@ -477,6 +488,7 @@ mod tests {
             Cause::MaximumDuration,
             Cause::EndedByService,
             Cause::ChannelClosed,
+            Cause::Gap,
             Cause::Destination,
             Cause::Drained,
             Cause::Restarted,

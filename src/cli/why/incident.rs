@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::cause::{Cause, NOT_RESUMED};
-use crate::control::protocol::{Event, history};
+use crate::control::protocol::{Event, InterruptionCause, history};
 use crate::control::time::Timestamp;
 
 /// Data channels that are back sooner than this, with nobody sent away, are everyday life: the service closes each of
@@ -205,7 +205,10 @@ fn obstacles(events: &[Event], span: &Span) -> Vec<Obstacle> {
             // Why not was said before.
             "lost" if words.starts_with(NOT_RESUMED) && !found.is_empty() => continue,
             "lost" => Cause::of_loss(&words),
-            "interrupted" => Cause::of_interruption(&words),
+            "interrupted" => {
+                let cause = InterruptionCause::of_word(field(event, "cause"));
+                Cause::of_interruption(cause, &words)
+            }
             "degraded" => Cause::Destination,
             "bind_failed" => Cause::Address,
             // The first of its lines has it.

@@ -213,7 +213,7 @@ fn now(status: &Status) -> Option<Obstacle> {
                 return obstacle(failure.at, Cause::of_failure(&failure.class, &failure.text), &failure.text);
             }
             let down = interruption?;
-            obstacle(down.since, Cause::of_interruption(&down.reason), &down.reason)
+            obstacle(down.since, Cause::of_interruption(down.cause, &down.reason), &down.reason)
         }
         // Others serve in its place.
         State::Up => {

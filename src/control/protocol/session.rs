@@ -42,7 +42,7 @@ pub struct Session {
     /// How long its agent took to acknowledge a message the last time that was measured: every 5 s while it is used, by
     /// each keep-alive when it is not. None where that was longer ago than `keepalive` and a minute.
     pub agent_rtt_ms: Option<f64>,
-    /// Its data channel is down.
+    /// Its data channel does not serve.
     pub interruption: Option<Interruption>,
     /// Retired: when its open connections are cut, where there is a limit.
     pub until: Option<Timestamp>,
@@ -99,14 +99,63 @@ impl Phase {
     }
 }
 
-/// A data channel that is down.
+/// What keeps a session from serving.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InterruptionCause {
+    /// The data channel is closed and being opened again.
+    Closed,
+    /// The service answers no ping on it.
+    Unanswered,
+    /// The service says that the agent has lost its connection.
+    AgentAway,
+    /// The agent acknowledges nothing.
+    AgentSilent,
+    /// Messages are missing, and what comes behind them waits.
+    Gap,
+    /// Another one, of a newer daemon; or not told, by an older one.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+impl InterruptionCause {
+    /// All that this build knows.
+    pub const ALL: [Self; 5] =
+        [Self::Closed, Self::Unanswered, Self::AgentAway, Self::AgentSilent, Self::Gap];
+
+    /// As it stands in JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Unanswered => "unanswered",
+            Self::AgentAway => "agent_away",
+            Self::AgentSilent => "agent_silent",
+            Self::Gap => "gap",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Of a word that stands in an event.
+    pub fn of_word(word: &str) -> Self {
+        Self::ALL.into_iter().find(|cause| cause.word() == word).unwrap_or_default()
+    }
+}
+
+/// A data channel that does not serve.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Interruption {
     /// Since when.
     pub since: Timestamp,
-    /// Close code and reason, or the error.
+    /// What kind of interruption it is.
+    pub cause: InterruptionCause,
+    /// In words: close code and reason, the error, or what was seen.
     pub reason: String,
+    /// Messages that are missing while later ones have arrived.
+    pub missing_messages: u64,
+    /// How long the agent takes to resend them.
+    pub repair_ms: u64,
     /// Attempts to resume it that have failed.
     pub failed_attempts: u64,
     /// Why the last of them failed.

@@ -89,6 +89,28 @@ fn handshakes() {
     assert_eq!(Handshake::parse(b"not json"), None);
 }
 
+/// The headers of such messages have 112 bytes, and their lengths are sometimes nonsense.
+#[test]
+fn messages_that_the_service_makes_itself_are_read_as_they_come() {
+    let made_by_service = |kind: &[u8], length: u32, payload: &[u8]| {
+        let mut bytes = data(kind, 0, b"")[..112].to_vec();
+        bytes[..4].copy_from_slice(&112u32.to_be_bytes());
+        bytes.extend_from_slice(&length.to_be_bytes());
+        bytes.extend_from_slice(payload);
+        bytes
+    };
+    let closed = made_by_service(b"channel_closed", 31, br#"{"SessionId":"s","Output":"over"}"#);
+    let view = View::new(&closed).unwrap();
+    assert_eq!((view.kind(), closing_reason(view.payload()).as_str()), (Kind::ChannelClosed, "over"));
+    for length in [0, 0x7400_0000, u32::MAX] {
+        let start = made_by_service(b"start_publication", length, b"");
+        assert_eq!(View::new(&start).unwrap().kind(), Kind::Start, "a payload of {length}");
+        let mut pause = made_by_service(b"pause_publication", 0, b"{}");
+        pause[..4].copy_from_slice(&length.to_be_bytes());
+        assert_eq!(View::new(&pause).unwrap().kind(), Kind::Pause, "a header of {length}");
+    }
+}
+
 #[test]
 fn reasons_for_closing() {
     assert_eq!(closing_reason(br#"{"SessionId":"s","Output":"timed out"}"#), "timed out");
@@ -109,6 +131,9 @@ proptest! {
             bytes[..4].copy_from_slice(&(HEADER as u32).to_be_bytes());
             let payload = (bytes.len() - 120) as u32;
             bytes[116..120].copy_from_slice(&payload.to_be_bytes());
+            prop_assert!(View::new(&bytes).is_ok());
+            bytes[TYPE..TYPE + 11].copy_from_slice(b"acknowledge");
+            bytes[TYPE + 11..36].fill(0);
             prop_assert!(View::new(&bytes).is_ok());
             prop_assert!(View::new(&bytes[..cut.min(bytes.len() - 1)]).is_err());
         }

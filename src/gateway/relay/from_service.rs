@@ -65,7 +65,7 @@ impl Relay {
     fn take(&mut self, now: Instant, view: View<'_>) -> Option<Event> {
         let kind = view.kind();
         if matches!(kind, Kind::Output | Kind::Start) {
-            self.agent.heard(!self.input.is_settled());
+            self.agent.heard(now, !self.input.is_settled());
         }
         match kind {
             Kind::Output if self.output.is_acknowledged(view.number()) => {
@@ -73,10 +73,12 @@ impl Relay {
                 None
             }
             Kind::Output if !self.output.has_room() => None,
+            // The plugin acknowledges an early part of the handshake and forgets that it was one: it would never open its
+            // port. The agent sends it again in its turn.
+            Kind::Output if !self.established && self.output.is_early(view.number()) => None,
             Kind::Output => {
-                let bytes = view.copied();
-                self.answers.take(&view, &bytes);
-                let new = self.output.add(view.number(), bytes);
+                self.answers.take(&view);
+                let new = self.output.add(view.number(), view.copied());
                 if new { self.look_into(now, view) } else { None }
             }
             Kind::Acknowledge => self.release(now, view),
@@ -107,7 +109,7 @@ impl Relay {
         if released {
             self.ledger.count_acknowledgement();
             if self.agent.is_silent() {
-                // Not only the oldest was lost: waiting for each in turn would take a round trip for each.
+                // Perhaps nothing that was sent has arrived, the latest neither, whose acknowledgement would tell of the others.
                 self.input.start_over();
             }
             self.agent.acknowledged(now, self.input.is_awaited());

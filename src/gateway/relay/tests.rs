@@ -79,6 +79,41 @@ fn tells_what_the_agent_says_once() {
     assert!(relay.has_ended());
 }
 
+/// The plugin would acknowledge it and never take it for what it is.
+#[test]
+fn an_early_part_of_the_handshake_waits_for_its_turn() {
+    let (mut relay, now) = (relay(), Instant::now());
+    let complete = output(1, message::HANDSHAKE_COMPLETE, b"{}");
+    relay.service_sent(now, complete.clone());
+    assert_eq!(relay.next_for_plugin(), None);
+    let request = output(0, message::HANDSHAKE_REQUEST, br#"{"AgentVersion":"3"}"#);
+    relay.service_sent(now, request.clone());
+    relay.service_sent(now, complete.clone());
+    assert_eq!((relay.next_for_plugin(), relay.next_for_plugin()), (Some(request), Some(complete)));
+    assert!(relay.is_established());
+}
+
+/// All that is kept goes out again, but not faster than the service likes.
+#[test]
+fn what_is_sent_again_is_paced() {
+    let (mut relay, mut now) = (relay(), Instant::now());
+    relay.service_closed();
+    for number in 0..2000 {
+        relay.plugin_sent(&stream_message(b"input_stream_data", number, message::DATA, b"x"));
+    }
+    relay.service_opened();
+    let began = now;
+    let mut sent = 0;
+    while sent < 2000 {
+        match relay.next_for_service(now) {
+            Some(_) => sent += 1,
+            None => now = relay.deadline().unwrap(),
+        }
+        assert!(now >= began && now - began < Duration::from_secs(3));
+    }
+    assert!(now - began > Duration::from_secs(2), "{:?}", now - began);
+}
+
 #[test]
 fn leaves_encrypted_sessions_alone() {
     let ledger = Arc::new(Ledger::new());

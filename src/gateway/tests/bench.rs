@@ -95,8 +95,8 @@ impl Api for TestApi {
 }
 
 type Socket<T> = WebSocketStream<T>;
-type ServiceSocket = Socket<Box<dyn Connection>>;
-type PluginSocket = Socket<client::TlsStream<TcpStream>>;
+pub(super) type ServiceSocket = Socket<Box<dyn Connection>>;
+pub(super) type PluginSocket = Socket<client::TlsStream<TcpStream>>;
 
 /// The service's end: a listener with TLS.
 pub(super) struct Service {
@@ -239,11 +239,16 @@ impl Bench {
     /// The next event; what the messages are and how long they took is of no interest here.
     pub(super) async fn event(&mut self) -> Event {
         loop {
-            match self.events.recv().await.unwrap() {
-                Event::RoundTrip(_) | Event::LostTrack | Event::RetryIn(_) => (),
-                event => return event,
+            let event = self.events.recv().await.unwrap();
+            if is_of_interest(&event) {
+                return event;
             }
         }
+    }
+
+    /// One that has been told by now.
+    pub(super) fn event_so_far(&mut self) -> Option<Event> {
+        std::iter::from_fn(|| self.events.try_recv().ok()).find(is_of_interest)
     }
 
     /// Both ends, and the channel open.
@@ -253,6 +258,10 @@ impl Bench {
         assert_eq!(self.event().await, Event::ChannelOpened);
         (plugin, service)
     }
+}
+
+fn is_of_interest(event: &Event) -> bool {
+    !matches!(event, Event::RoundTrip(_) | Event::LostTrack | Event::RetryIn(_))
 }
 
 fn stream_data(kind: &[u8], number: i64, payload: &[u8]) -> Message {

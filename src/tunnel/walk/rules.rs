@@ -23,7 +23,11 @@ fn up() -> World {
 }
 
 fn closed() -> SessionEvent {
-    SessionEvent::ChannelClosed { reason: "close 1000: Bye".into() }
+    SessionEvent::Interrupted {
+        cause: InterruptionCause::Closed,
+        reason: "close 1000: Bye".into(),
+        lasted: Duration::ZERO,
+    }
 }
 
 /// What has been begun is there.

@@ -75,7 +75,7 @@ impl World {
                 (real.plugin, real.open) = (false, false);
             }
             SessionEvent::Opened => real.open = true,
-            SessionEvent::ChannelClosed { .. } => real.up = false,
+            SessionEvent::Interrupted { .. } => real.up = false,
             SessionEvent::ChannelResumed { .. } => real.up = true,
             SessionEvent::Ended { declared, .. } => real.at_service &= !declared,
             SessionEvent::Probed(_) => real.probing = false,
@@ -217,7 +217,10 @@ impl World {
                 }
                 push(SessionEvent::NotOpened(Failure::new(Class::Network, "500")));
                 push(SessionEvent::NotOpened(Failure::new(Class::Access, "403")));
-                push(SessionEvent::ChannelClosed { reason: "1000 Bye".into() });
+                let (cause, lasted) = (InterruptionCause::Closed, Duration::ZERO);
+                push(SessionEvent::Interrupted { cause, reason: "1000 Bye".into(), lasted });
+                let (cause, lasted) = (InterruptionCause::Gap, SECOND * 2);
+                push(SessionEvent::Interrupted { cause, reason: "40 messages".into(), lasted });
                 push(SessionEvent::ChannelResumed { attempts: 1 });
                 push(SessionEvent::DestinationFailed);
                 push(SessionEvent::Answered);

@@ -204,6 +204,12 @@ const STEPS = {
   rotation: "Rotation", drain_over: "Open connections are cut", stopping_over: "Stopped for good",
 };
 
+/** What keeps a session from serving. */
+const INTERRUPTED = {
+  closed: "Data channel closed", unanswered: "Data channel silent", agent_away: "Agent away", agent_silent: "Agent silent",
+  gap: "Messages lost on the way",
+};
+
 /** Why a tunnel is not up, and what comes next: two parts of one sentence. */
 function reason({ data: { status, lost, absence, why } }) {
   if (lost && absence === "silent") return ["", ""];
@@ -221,7 +227,7 @@ function reason({ data: { status, lost, absence, why } }) {
       const ready = (status.sessions ?? []).filter((session) => session.phase === "ready").length;
       return [`${ready} of ${status.sessions_wanted} sessions serve. ${failed}`.trim(), then];
     }
-    case "interrupted": return [`Data channel closed${down?.reason ? `: ${dot(down.reason)}` : "."} It is being resumed; open connections wait.`, down?.failure ? ` ${dot(down.failure.text)}${then}` : then];
+    case "interrupted": return [`${INTERRUPTED[down?.cause] ?? "Interrupted"}${down?.reason ? `: ${dot(down.reason)}` : "."}${["closed", "unanswered"].includes(down?.cause) ? " It is being resumed." : ""} Open connections wait.`, down?.failure ? ` ${dot(down.failure.text)}${then}` : then];
     case "draining": return ["New clients are held, because somebody has asked for that.", ` To let them in again: autossm resume ${status.name}`];
     case "starting": return ["", ""];
     case "waiting": return [failed || (next?.reason ? dot(next.reason) : ""), status.state === "starting" ? " Trying again now." : then];

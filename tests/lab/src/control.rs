@@ -6,13 +6,14 @@ use anyhow::{Context, anyhow, bail};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use crate::fault::{Fault, Link, Loss, UpgradeFault};
+use crate::fault::{Fault, Link, Loss, Report, UpgradeFault};
 use crate::lab::Lab;
 
 /// The commands. A time at the end of a fault's line ends it by itself.
 pub const HELP: &str = "\
 close [CODE [REASON]]   abort   terminate [REASON]   sessions   status   faults   clear   help
-refuse [TIME]   blackhole [TIME]   away [TIME]   destination-refused [TIME]
+agents close|abort   agents kill now|never|TIME   agents refuse|freeze [TIME]
+refuse [TIME]   blackhole [TIME]   freeze [TIME]   away [TIME]   destination-refused [TIME]
 start|resume|end|key|describe|document|identity throttled|denied|forbidden|expired|not-connected|internal|garbage|silence|no-token [TIME]
 upgrades STATUS|stall [TIME]   slow LATENCY BYTES_PER_SECOND [TIME]   lose FRACTION [TIME]
 idle TIME   life TIME   clock SECONDS";
@@ -31,6 +32,16 @@ pub fn perform(lab: &Lab, line: &str) -> anyhow::Result<Value> {
             json!({ "closed": lab.close_all(code, &reason) })
         }
         ["abort"] => json!({ "aborted": lab.abort_all() }),
+        ["agents", "close"] => json!({ "closed": lab.close_agents(1000, "Bye") }),
+        ["agents", "abort"] => json!({ "aborted": lab.abort_agents() }),
+        ["agents", "kill", told] => {
+            let report = match told {
+                "now" => Report::AtOnce,
+                "never" => Report::Never,
+                time => Report::After(duration(time)?),
+            };
+            json!({ "killed": lab.kill_agents(report) })
+        }
         ["terminate", ..] => {
             let reason = if words.len() > 1 { rest(1) } else { "Session is already terminated".into() };
             json!({ "terminated": lab.terminate_all(&reason) })
@@ -58,6 +69,9 @@ fn fault(words: &[&str]) -> anyhow::Result<(Fault, Option<Duration>)> {
     let (fault, time) = match *words {
         ["refuse", ref time @ ..] => (Fault::Refuse, time),
         ["blackhole", ref time @ ..] => (Fault::BlackHole, time),
+        ["freeze", ref time @ ..] => (Fault::Freeze, time),
+        ["agents", "refuse", ref time @ ..] => (Fault::AgentRefuse, time),
+        ["agents", "freeze", ref time @ ..] => (Fault::AgentFreeze, time),
         ["away", ref time @ ..] => (Fault::AgentAway, time),
         ["destination-refused", ref time @ ..] => (Fault::DestinationRefused, time),
         [
@@ -72,12 +86,7 @@ fn fault(words: &[&str]) -> anyhow::Result<(Fault, Option<Duration>)> {
         ["slow", latency, bandwidth, ref time @ ..] => {
             (Fault::SlowLink(Link { latency: duration(latency)?, bandwidth: bandwidth.parse()? }), time)
         }
-        ["lose", fraction, ref time @ ..] => {
-            let lost: f64 = fraction.parse()?;
-            let loss =
-                Loss { input: lost, output: lost, acknowledgements_in: lost, acknowledgements_out: lost };
-            (Fault::LostMessages(loss), time)
-        }
+        ["lose", fraction, ref time @ ..] => (Fault::LostMessages(Loss::of(fraction.parse()?)), time),
         ["idle", limit] => (Fault::IdleTimeout(duration(limit)?), &words[..0]),
         ["clock", ahead] => (Fault::Clock(ahead.parse()?), &words[..0]),
         ["life", limit] => (Fault::MaximumLife(duration(limit)?), &words[..0]),
@@ -117,6 +126,10 @@ mod tests {
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         assert_eq!(understood("refuse 20s"), Some((Fault::Refuse, seconds(20))));
         assert_eq!(understood("blackhole 2m"), Some((Fault::BlackHole, seconds(120))));
+        assert_eq!(understood("freeze 30s"), Some((Fault::Freeze, seconds(30))));
+        assert_eq!(understood("agents refuse 3s"), Some((Fault::AgentRefuse, seconds(3))));
+        assert_eq!(understood("agents freeze"), Some((Fault::AgentFreeze, None)));
+        assert_eq!(understood("lose 1 5s"), Some((Fault::LostMessages(Loss::of(1.0)), seconds(5))));
         assert_eq!(understood("resume denied"), Some((Fault::Api(Call::Resume, ApiFault::Denied), None)));
         let slow = Link { latency: Duration::from_millis(50), bandwidth: 1000 };
         assert_eq!(understood("slow 50ms 1000 1s"), Some((Fault::SlowLink(slow), seconds(1))));

@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::bulk::{Asked, Content, REQUEST};
 use crate::state::State;
 
 /// What the slow server answers.
@@ -31,7 +33,8 @@ pub struct Destinations {
     pub endless: SocketAddr,
     /// Reads everything; the bytes are counted in `Status::sunk`.
     pub sink: SocketAddr,
-    /// Echoes, but to a client whose first 32 bytes are [`bulk_request`] it sends as much as that asks for, and closes.
+    /// Echoes, but where the first 32 bytes of a client ask for a transfer ([`crate::bulk`]) it sends or takes what they say, and
+    /// closes.
     pub bulk: SocketAddr,
     /// Accepts and does nothing: neither reads nor writes nor closes.
     pub deaf: SocketAddr,
@@ -40,14 +43,6 @@ pub struct Destinations {
 /// The slow server's whole answer.
 pub fn slow_answer() -> Vec<u8> {
     (0..SLOW_ANSWER).map(|at| (at % 251) as u8).collect()
-}
-
-/// Asks the bulk server for so many bytes.
-pub fn bulk_request(bytes: usize) -> [u8; 32] {
-    let mut request = [b' '; 32];
-    let text = format!("send {bytes}");
-    request[..text.len()].copy_from_slice(text.as_bytes());
-    request
 }
 
 pub(crate) async fn start(state: Arc<State>) -> std::io::Result<Destinations> {
@@ -128,18 +123,36 @@ async fn sink(state: Arc<State>, mut tcp: TcpStream) -> std::io::Result<()> {
 }
 
 async fn bulk(mut tcp: TcpStream) -> std::io::Result<()> {
-    let mut first = [0; 32];
+    let mut first = [0; REQUEST];
     tcp.read_exact(&mut first).await?;
-    let wanted = first.strip_prefix(b"send ").and_then(|text| std::str::from_utf8(text).ok());
-    let Some(mut left) = wanted.and_then(|text| text.trim().parse::<usize>().ok()) else {
-        tcp.write_all(&first).await?;
-        return echo(tcp).await;
-    };
-    let piece: Vec<u8> = (0..64 * 1024).map(|at| at as u8).collect();
-    while left > 0 {
-        let length = left.min(piece.len());
-        tcp.write_all(&piece[..length]).await?;
-        left -= length;
+    let mut piece = vec![0; 64 * 1024];
+    match Asked::of(&first) {
+        None => {
+            tcp.write_all(&first).await?;
+            return echo(tcp).await;
+        }
+        Some(Asked::Send { bytes, seed, line_feeds }) => {
+            let (mut content, mut left) = (Content::new(seed, line_feeds), bytes);
+            while left > 0 {
+                let length = left.min(piece.len());
+                content.fill(&mut piece[..length]);
+                tcp.write_all(&piece[..length]).await?;
+                left -= length;
+            }
+        }
+        Some(Asked::Take { bytes }) => {
+            let (mut hasher, mut left) = (Sha256::new(), bytes);
+            while left > 0 {
+                let length = left.min(piece.len());
+                let read = tcp.read(&mut piece[..length]).await?;
+                if read == 0 {
+                    return Err(std::io::ErrorKind::UnexpectedEof.into());
+                }
+                hasher.update(&piece[..read]);
+                left -= read;
+            }
+            tcp.write_all(&hasher.finalize()).await?;
+        }
     }
     tcp.shutdown().await
 }

@@ -73,6 +73,9 @@ pub enum Network {
     Refusing,
     /// Connections are accepted and stay open, but nothing is read or written.
     BlackHole,
+    /// The bytes of all connections stand still in both directions, and go on in their order afterwards. Nothing is lost
+    /// but what was under way to a client that has closed its connection meanwhile.
+    Frozen,
 }
 
 /// A slow way to the service. Latency counts once in each direction.
@@ -97,6 +100,29 @@ pub struct Loss {
     pub acknowledgements_out: f64,
 }
 
+impl Loss {
+    /// The same fraction of everything; 1.0 loses all of it.
+    pub fn of(fraction: f64) -> Self {
+        Self {
+            input: fraction,
+            output: fraction,
+            acknowledgements_in: fraction,
+            acknowledgements_out: fraction,
+        }
+    }
+}
+
+/// When the service hears that the worker of a session has died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// Its supervisor says so at once.
+    AtOnce,
+    /// After this time; a minute, of the real one's.
+    After(Duration),
+    /// Its supervisor has died, too.
+    Never,
+}
+
 /// A fault that stays until it is cleared.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
@@ -108,6 +134,12 @@ pub enum Fault {
     Refuse,
     /// Everything is accepted and nothing answered.
     BlackHole,
+    /// The clients' way stands still, and goes on where it was.
+    Freeze,
+    /// Agents are refused and reset, clients are not.
+    AgentRefuse,
+    /// The agents' way stands still, and goes on where it was.
+    AgentFreeze,
     /// The agent cannot reach the destination.
     DestinationRefused,
     /// The way to the service is slow.
@@ -143,8 +175,10 @@ pub struct Faults {
     pub caller_identity: Option<ApiFault>,
     /// On WebSocket upgrades.
     pub upgrades: Option<UpgradeFault>,
-    /// The way to the service.
+    /// The clients' way to the service.
     pub network: Network,
+    /// The agents' way to the service.
+    pub agent_network: Network,
     /// The destination answers no connection.
     pub destination_refused: bool,
     /// How fast the way is.
@@ -176,6 +210,7 @@ impl Default for Faults {
             caller_identity: None,
             upgrades: None,
             network: Network::Up,
+            agent_network: Network::Up,
             destination_refused: false,
             link: Link::default(),
             loss: Loss::default(),
@@ -208,6 +243,9 @@ impl Faults {
             Fault::Upgrades(fault) => self.upgrades = Some(fault),
             Fault::Refuse => self.network = Network::Refusing,
             Fault::BlackHole => self.network = Network::BlackHole,
+            Fault::Freeze => self.network = Network::Frozen,
+            Fault::AgentRefuse => self.agent_network = Network::Refusing,
+            Fault::AgentFreeze => self.agent_network = Network::Frozen,
             Fault::DestinationRefused => self.destination_refused = true,
             Fault::SlowLink(link) => self.link = link,
             Fault::LostMessages(loss) => self.loss = loss,
@@ -223,7 +261,8 @@ impl Faults {
         match fault {
             Fault::Api(call, _) => *self.on_mut(call) = None,
             Fault::Upgrades(_) => self.upgrades = None,
-            Fault::Refuse | Fault::BlackHole => self.network = Network::Up,
+            Fault::Refuse | Fault::BlackHole | Fault::Freeze => self.network = Network::Up,
+            Fault::AgentRefuse | Fault::AgentFreeze => self.agent_network = Network::Up,
             Fault::DestinationRefused => self.destination_refused = false,
             Fault::SlowLink(_) => self.link = Link::default(),
             Fault::LostMessages(_) => self.loss = Loss::default(),

@@ -16,13 +16,14 @@ use tokio_tungstenite::tungstenite::Message as Frame;
 
 use crate::channel::{Connection, Outbound};
 use crate::destination::{self, Destinations};
-use crate::fault::{Fault, Faults};
-use crate::line;
+use crate::fault::{Fault, Faults, Report};
+use crate::line::{self, Side};
 use crate::options::{Document, Node, Options};
 use crate::service;
 use crate::state::State;
 use crate::status::Status;
 use crate::tls;
+use crate::worker::DIED;
 
 /// A running lab. It ends, with all its connections, when it is dropped.
 pub struct Lab {
@@ -43,6 +44,8 @@ pub struct Addresses {
     pub ws: SocketAddr,
     /// Data channel and API with TLS.
     pub tls: SocketAddr,
+    /// Data channels of agents, and their tokens.
+    pub agents: SocketAddr,
     /// The destinations.
     pub destinations: Destinations,
 }
@@ -70,6 +73,7 @@ impl Lab {
                     .options
                     .tls_address
                     .unwrap_or((Ipv4Addr::LOCALHOST, state.options.tls_port).into()),
+                agents: (Ipv4Addr::LOCALHOST, 0).into(),
                 destinations: runtime.spawn(destination::start(state.clone())).await??,
             },
             state,
@@ -77,6 +81,7 @@ impl Lab {
             directory,
             runtime: Some(runtime),
         };
+        lab.addresses.agents = lab.listen_to_agents(lab.addresses.agents).await?;
         lab.addresses.api = lab.listen(lab.addresses.api, None).await?;
         lab.addresses.ws = lab.listen(lab.addresses.ws, None).await?;
         lab.addresses.tls = lab.listen(lab.addresses.tls, Some(acceptor)).await?;
@@ -84,24 +89,47 @@ impl Lab {
     }
 
     async fn listen(&self, address: SocketAddr, tls: Option<TlsAcceptor>) -> anyhow::Result<SocketAddr> {
-        let binding = self.state.handle.spawn(TcpListener::bind(address)).await?;
-        let listener = binding.with_context(|| format!("cannot listen on {address}"))?;
+        let listener = self.bind(address).await?;
         let address = listener.local_addr()?;
         let state = self.state.clone();
-        self.state.handle.spawn(line::accept(listener, self.state.clone(), move |stream, line| {
-            let (state, tls) = (state.clone(), tls.clone());
-            async move {
-                match tls {
-                    None => service::serve(state, stream, line).await,
-                    Some(tls) => {
-                        if let Ok(stream) = tls.accept(stream).await {
-                            service::serve(state, stream, line).await;
+        self.state.handle.spawn(line::accept(
+            listener,
+            self.state.clone(),
+            Side::Client,
+            move |stream, line| {
+                let (state, tls) = (state.clone(), tls.clone());
+                async move {
+                    match tls {
+                        None => service::serve(state, stream, line).await,
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                service::serve(state, stream, line).await;
+                            }
                         }
                     }
                 }
-            }
-        }));
+            },
+        ));
         Ok(address)
+    }
+
+    async fn listen_to_agents(&self, address: SocketAddr) -> anyhow::Result<SocketAddr> {
+        let listener = self.bind(address).await?;
+        let address = listener.local_addr()?;
+        let _ = self.state.agents.set(address);
+        let state = self.state.clone();
+        self.state.handle.spawn(line::accept(
+            listener,
+            self.state.clone(),
+            Side::Agent,
+            move |stream, line| service::agents::serve(state.clone(), stream, line),
+        ));
+        Ok(address)
+    }
+
+    async fn bind(&self, address: SocketAddr) -> anyhow::Result<TcpListener> {
+        let binding = self.state.handle.spawn(TcpListener::bind(address)).await?;
+        binding.with_context(|| format!("cannot listen on {address}"))
     }
 
     /// Where everything listens.
@@ -174,30 +202,66 @@ impl Lab {
         *self.state.faults.borrow()
     }
 
-    /// Closes every open data channel with a close frame: what the service does after an hour, with 1000 and `Bye`.
+    /// Closes every client's data channel with a close frame: what the service does after an hour, with 1000 and `Bye`.
     /// Returns how many there were.
     pub fn close_all(&self, code: u16, reason: &str) -> usize {
-        self.on_connections(|connection| {
-            let _ = connection.close.try_send((code, reason.to_owned()));
+        self.on_connections(Side::Client, |connection| connection.close(code, reason))
+    }
+
+    /// Closes the data channel of one session's client as [`Lab::close_all`] does. Returns whether it was open.
+    pub fn close(&self, session: &str, code: u16, reason: &str) -> bool {
+        let world = self.state.world();
+        let mut of_session = world.connections.iter();
+        of_session.any(|connection| {
+            connection.is_of(session, Side::Client)
+                && connection.close.try_send((code, reason.to_owned())).is_ok()
         })
     }
 
-    /// Closes one session's data channel as [`Lab::close_all`] does. Returns whether it was open.
-    pub fn close(&self, session: &str, code: u16, reason: &str) -> bool {
-        let world = self.state.world();
-        let mut of_session = world.connections.iter().filter(|connection| connection.session == session);
-        of_session.any(|connection| connection.close.try_send((code, reason.to_owned())).is_ok())
-    }
-
-    /// Resets the TCP connection of every open data channel. Returns how many there were.
+    /// Resets the TCP connection of every client's data channel. Returns how many there were.
     pub fn abort_all(&self) -> usize {
-        self.on_connections(|connection| connection.line.cancel())
+        self.on_connections(Side::Client, |connection| connection.line.cancel())
     }
 
-    fn on_connections(&self, perform: impl Fn(&Connection)) -> usize {
+    /// Closes every agent's data channel with a close frame. Returns how many there were.
+    pub fn close_agents(&self, code: u16, reason: &str) -> usize {
+        self.on_connections(Side::Agent, |connection| connection.close(code, reason))
+    }
+
+    /// Resets the TCP connection of every agent's data channel. Returns how many there were.
+    pub fn abort_agents(&self) -> usize {
+        self.on_connections(Side::Agent, |connection| connection.line.cancel())
+    }
+
+    fn on_connections(&self, side: Side, perform: impl Fn(&Connection)) -> usize {
         let world = self.state.world();
-        world.connections.iter().for_each(perform);
-        world.connections.len()
+        let of_side = world.connections.iter().filter(|connection| connection.side == side);
+        of_side.map(perform).count()
+    }
+
+    /// Kills the worker of one session, and says so or not. Returns whether the session was alive.
+    pub fn kill_agent(&self, session: &str, report: Report) -> bool {
+        let session = self.state.world().sessions.get(session).cloned();
+        session.is_some_and(|session| {
+            let live = session.is_live();
+            session.worker.kill();
+            let after = match report {
+                Report::AtOnce => Duration::ZERO,
+                Report::After(time) => time,
+                Report::Never => return live,
+            };
+            let state = self.state.clone();
+            self.state.handle.spawn(async move {
+                tokio::time::sleep(after).await;
+                session.end(&state, DIED, false);
+            });
+            live
+        })
+    }
+
+    /// Kills the worker of every live session. Returns how many there were.
+    pub fn kill_agents(&self, report: Report) -> usize {
+        self.sessions().iter().filter(|session| self.kill_agent(session, report)).count()
     }
 
     /// Ends one session with a reason; an empty one is what a client sees that asked for the end itself. Returns whether
@@ -222,7 +286,7 @@ impl Lab {
     pub fn hang_agent(&self, session: &str, hangs: bool) -> bool {
         let session = self.state.world().sessions.get(session).cloned();
         session.is_some_and(|session| {
-            session.agent.hangs.send_replace(hangs);
+            session.worker.hang(hangs);
             session.is_live()
         })
     }
@@ -232,7 +296,8 @@ impl Lab {
     pub async fn say(&self, session: &str, frame: Frame, times: usize) -> usize {
         let queue = {
             let world = self.state.world();
-            let connection = world.connections.iter().rfind(|connection| connection.session == session);
+            let mut connections = world.connections.iter();
+            let connection = connections.rfind(|connection| connection.is_of(session, Side::Client));
             connection.map(|connection| connection.queue.clone())
         };
         for said in 0..times {

@@ -11,19 +11,21 @@
 //! |---|---|
 //! | [`fault`] | what can be made to go wrong |
 //! | [`options`], [`status`] | what a lab is started with, what it has seen |
-//! | `line` | the network: resets, black hole, slow link |
-//! | `service` | the API, sessions and their tokens |
-//! | `channel` | one WebSocket of a data channel |
-//! | `agent` | the far end of a session: numbering, handshake, mux streams |
+//! | `line` | the network: resets, black hole, freeze, slow link; one way for clients, one for agents |
+//! | `service` | the API, sessions and their tokens, and what is between a client and an agent |
+//! | `channel` | one WebSocket of a data channel, a client's or an agent's |
+//! | `worker` | the process that has the far end of a session: the lab's own agent, or a program beside it |
+//! | `agent` | the lab's own: its WebSocket, numbering, handshake, mux streams |
 //! | [`metadata`] | an instance's metadata service |
 //! | [`proxy`] | a corporate network's proxy before it |
 //! | [`destination`] | servers for the far end of tunnels |
 //! | [`control`] | commands as text, for the foreground program |
 //! | [`standin`] | the plugin's stand-in |
-//! | [`load`] | clients, and what they saw |
+//! | [`load`], [`bulk`] | clients, and what they saw |
 //! | [`wire`] | the codec |
 
 mod agent;
+pub mod bulk;
 mod channel;
 pub mod control;
 pub mod destination;
@@ -40,5 +42,6 @@ mod state;
 pub mod status;
 mod tls;
 pub mod wire;
+mod worker;
 
 pub use lab::{Addresses, Lab};

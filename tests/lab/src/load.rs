@@ -1,5 +1,5 @@
-//! Clients as a tunnel meets them: new connections at a steady rate, and one that stays open. Everything that they see
-//! is kept, so that a failure can be told from a connection that was cut together with its session.
+//! Clients as a tunnel meets them: new connections at a steady rate, one that stays open, and transfers of many bytes in
+//! either direction, one after the other. Everything that they see is kept, so that a failure can be told from a connection that was cut together with its session.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +11,9 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// No client waits longer than this; one that does is a failure of its own kind.
+use crate::bulk::{Bulk, Direction, Transfer};
+
+/// No client waits longer than this, unless it is told to.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One new connection: it sends 32 bytes and waits for their echo.
@@ -47,6 +49,10 @@ pub struct Seen {
     pub waiting: usize,
     /// The connection that stays open.
     pub long_lived: LongLived,
+    /// Transfers that have ended.
+    pub transfers: Vec<Transfer>,
+    /// Transfers under way.
+    pub transferring: usize,
 }
 
 /// A session that ended: when, and how many open connections were cut with it.
@@ -114,9 +120,28 @@ impl Seen {
     }
 }
 
+/// What clients do.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// New connections a second.
+    pub rate: u32,
+    /// A download and an upload at any time.
+    pub bulk: Option<Bulk>,
+    /// No new connection waits longer; one that does is a failure of its own kind.
+    pub patience: Duration,
+}
+
+impl Manner {
+    /// New connections, and one that stays open.
+    pub fn small(rate: u32) -> Self {
+        Self { rate, bulk: None, patience: PATIENCE }
+    }
+}
+
 /// A running load.
 pub struct Load {
     seen: Arc<Mutex<Seen>>,
+    patience: Duration,
     quiet: CancellationToken,
     over: CancellationToken,
     tasks: JoinSet<()>,
@@ -125,12 +150,24 @@ pub struct Load {
 impl Load {
     /// Begins to open `rate` connections a second to `address`, and one that stays open.
     pub fn start(address: SocketAddr, rate: u32) -> Self {
+        Self::with(address, Manner::small(rate))
+    }
+
+    /// Begins in this manner. Transfers need the bulk server at the far end.
+    pub fn with(address: SocketAddr, manner: Manner) -> Self {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let (quiet, over) = (CancellationToken::new(), CancellationToken::new());
         let mut tasks = JoinSet::new();
-        tasks.spawn(arrivals(address, rate, seen.clone(), quiet.clone(), over.clone()));
+        tasks.spawn(arrivals(address, manner, seen.clone(), quiet.clone(), over.clone()));
         tasks.spawn(long_lived(address, seen.clone(), over.clone()));
-        Self { seen, quiet, over, tasks }
+        for direction in [Direction::Download, Direction::Upload] {
+            if let Some(bulk) = manner.bulk {
+                let seen = seen.clone();
+                tasks.spawn(transfers(address, bulk, direction, seen, quiet.clone(), over.clone()));
+            }
+        }
+        let patience = manner.patience.max(manner.bulk.map_or(Duration::ZERO, |bulk| bulk.patience));
+        Self { seen, patience, quiet, over, tasks }
     }
 
     /// What clients saw so far.
@@ -138,11 +175,12 @@ impl Load {
         lock(&self.seen).clone()
     }
 
-    /// Opens no more connections, waits for those under way, and says what all of them saw.
+    /// Opens no more connections, waits for those under way and for transfers, and says what all of them saw.
     pub async fn finish(mut self) -> Seen {
         self.quiet.cancel();
         let began = Instant::now();
-        while lock(&self.seen).waiting > 0 && began.elapsed() < PATIENCE {
+        let under_way = |seen: &Seen| seen.waiting + seen.transferring > 0;
+        while under_way(&lock(&self.seen)) && began.elapsed() < self.patience {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.over.cancel();
@@ -157,7 +195,7 @@ fn lock(seen: &Mutex<Seen>) -> std::sync::MutexGuard<'_, Seen> {
 
 async fn arrivals(
     address: SocketAddr,
-    rate: u32,
+    Manner { rate, patience, .. }: Manner,
     seen: Arc<Mutex<Seen>>,
     quiet: CancellationToken,
     over: CancellationToken,
@@ -174,10 +212,10 @@ async fn arrivals(
         lock(&seen).waiting += 1;
         clients.spawn(async move {
             let (at, began) = (SystemTime::now(), Instant::now());
-            let failure = match tokio::time::timeout(PATIENCE, once(address)).await {
+            let failure = match tokio::time::timeout(patience, once(address)).await {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some(format!("no answer within {} s", PATIENCE.as_secs())),
+                Err(_) => Some(format!("no answer within {} s", patience.as_secs())),
             };
             let mut seen = lock(&seen);
             seen.waiting -= 1;
@@ -187,6 +225,28 @@ async fn arrivals(
     tokio::select! {
         () = over.cancelled() => {}
         () = async { while clients.join_next().await.is_some() {} } => {}
+    }
+}
+
+/// One after the other, until it is quiet. One that is reset is followed by the next.
+async fn transfers(
+    address: SocketAddr,
+    bulk: Bulk,
+    direction: Direction,
+    seen: Arc<Mutex<Seen>>,
+    quiet: CancellationToken,
+    over: CancellationToken,
+) {
+    while !quiet.is_cancelled() {
+        lock(&seen).transferring += 1;
+        let transfer = over.run_until_cancelled(bulk.transfer(address, direction)).await;
+        {
+            let mut seen = lock(&seen);
+            seen.transferring -= 1;
+            seen.transfers.extend(transfer);
+        }
+        // A connection that is refused at once is not asked for in a tight loop.
+        let _ = over.run_until_cancelled(tokio::time::sleep(Duration::from_millis(50))).await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -32,8 +33,8 @@ pub struct Options {
     /// Addresses of remote hosts by name, each with the port that stands for every port of that host. A session keeps
     /// the addresses of its start. Other names are looked up; only loopback addresses are ever dialled.
     pub hosts: BTreeMap<String, Vec<SocketAddr>>,
-    /// Whether the service tells the agent to pause while no client is connected. If not, the agent goes on into its
-    /// buffer, and what it sends is lost.
+    /// Whether the service tells the agent to pause while no client is connected. If not, the agent goes on, and what it
+    /// sends is lost.
     pub pauses_agent: bool,
     /// Whether clients may read documents, the account's preferences among them.
     pub documents_are_readable: bool,
@@ -41,8 +42,22 @@ pub struct Options {
     pub cells_expire: bool,
     /// The agent gives up if the client has not answered its handshake for so long after the session's start.
     pub handshake_timeout: Duration,
-    /// The agent waits so long after each message.
+    /// From the handshake's end until the agent takes data. What comes before is neither taken nor acknowledged.
+    pub set_up: Duration,
+    /// The agent waits so long after each message, whatever is acknowledged.
     pub pace: Duration,
+    /// How often the agent pings the service.
+    pub agent_ping: Duration,
+    /// The agent takes its connection for dead where no pong has come for so long; after its opening `agent_ping` is added.
+    pub agent_pong_wait: Duration,
+    /// How often an agent's mux sends a keep-alive. Only for clients up to 1.2.331.0.
+    pub mux_keep_alive: Duration,
+    /// The mux ends its session where nothing of the client's has come between two looks, which are so far apart.
+    pub mux_keep_alive_timeout: Duration,
+    /// When the service hears of a worker that has died by itself.
+    pub dead_worker_reported: Duration,
+    /// What the agent of a session is.
+    pub agent: AgentProgram,
     /// How long the keys of an assumed role live. At AWS it is 15 min at least.
     pub role_lives: Duration,
     /// The account has its sessions encrypted with this KMS key.
@@ -69,7 +84,15 @@ impl Default for Options {
             documents_are_readable: true,
             cells_expire: false,
             handshake_timeout: Duration::from_secs(15),
-            pace: Duration::from_millis(1),
+            set_up: Duration::from_millis(5),
+            // A millisecond asked for is a little more of the real agent's, so that it comes to 900 messages a second.
+            pace: Duration::from_micros(1110),
+            agent_ping: Duration::from_secs(54),
+            agent_pong_wait: Duration::from_secs(60),
+            mux_keep_alive: Duration::from_secs(10),
+            mux_keep_alive_timeout: Duration::from_secs(30),
+            dead_worker_reported: Duration::from_secs(60),
+            agent: AgentProgram::of_environment(),
             role_lives: Duration::from_secs(3600),
             kms_key: None,
             gap_limit: Duration::from_secs(10),
@@ -81,6 +104,29 @@ impl Options {
     /// The host in stream URLs.
     pub fn stream_host(&self) -> String {
         self.stream_host.clone().unwrap_or_else(|| format!("ssmmessages.{}.amazonaws.com", self.region))
+    }
+}
+
+/// What the agent of a session is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AgentProgram {
+    /// The lab's own.
+    InProcess,
+    /// A worker of its own for each session, `PROGRAM SESSION_ID ENDPOINT`, as `worker` has it.
+    External(PathBuf),
+}
+
+impl AgentProgram {
+    /// The one that `AUTOSSM_TEST_AGENT` names, or the lab's own.
+    pub fn of_environment() -> Self {
+        match std::env::var_os("AUTOSSM_TEST_AGENT").filter(|path| !path.is_empty()) {
+            Some(path) => Self::External(path.into()),
+            None => Self::InProcess,
+        }
+    }
+
+    pub(crate) fn is_external(&self) -> bool {
+        matches!(self, Self::External(_))
     }
 }
 

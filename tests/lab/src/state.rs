@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -24,6 +24,8 @@ pub(crate) struct State {
     pub faults: watch::Sender<Faults>,
     pub status: watch::Sender<Status>,
     pub world: Mutex<World>,
+    /// Where agents reach the service.
+    pub agents: OnceLock<SocketAddr>,
     dice: Mutex<StdRng>,
 }
 
@@ -62,6 +64,7 @@ impl State {
                 data_keys: HashMap::new(),
                 greeting: Vec::new(),
             }),
+            agents: OnceLock::new(),
             dice: Mutex::new(StdRng::seed_from_u64(options.seed)),
             faults: watch::Sender::new(Faults::default()),
             status: watch::Sender::new(Status::default()),
@@ -72,6 +75,12 @@ impl State {
 
     pub fn world(&self) -> MutexGuard<'_, World> {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where agents reach the service.
+    pub fn agents(&self) -> SocketAddr {
+        // Known before anybody can start a session.
+        *self.agents.get_or_init(|| (std::net::Ipv4Addr::LOCALHOST, 0).into())
     }
 
     pub fn greeting(&self) -> Vec<Frame> {

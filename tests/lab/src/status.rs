@@ -44,6 +44,10 @@ pub struct Status {
     pub opened: u64,
     /// Data channels closed, by whomever.
     pub closed: u64,
+    /// Data channels of agents opened.
+    pub agents_opened: u64,
+    /// Data channels of agents closed.
+    pub agents_closed: u64,
     /// First messages with a token that was wrong, old or used already; with an old stream URL too if they expire.
     pub bad_tokens: u64,
     /// Data channels opened under the stream URL of an earlier token: plugins before 1.2.835.0 do that, and fail when
@@ -59,11 +63,15 @@ pub struct Status {
     pub sunk: u64,
     /// Stream messages of clients that the agent had already.
     pub duplicates: u64,
+    /// Stream messages of clients that an agent neither took nor acknowledged, because its session was not set up yet or over.
+    pub not_taken: u64,
     /// Flags of clients that were lost because their number was used for data too, or the other way round: a fault
     /// of the stock plugin when it is interrupted while it sends.
     pub flag_collisions: u64,
     /// Messages and acknowledgements that a fault swallowed.
     pub lost: u64,
+    /// Messages of either side that the other one was not there for.
+    pub undelivered: u64,
     /// Messages that agents sent again.
     pub resent: u64,
     /// Messages that a client never acknowledged although it acknowledged later ones and got this one 20 times. The
@@ -88,11 +96,15 @@ pub struct SessionStatus {
     pub document: String,
     /// As given to StartSession.
     pub reason: String,
-    /// Its data channel is open.
+    /// Its client's data channel is open.
     pub connected: bool,
+    /// Its agent's data channel is open.
+    pub agent_connected: bool,
+    /// Its agent has given up to reconnect: its worker stays, and does nothing for ever.
+    pub agent_gave_up: bool,
     /// Its data is encrypted.
     pub encrypted: bool,
-    /// The handshake is complete.
+    /// The handshake is complete, and the agent takes data.
     pub ready: bool,
     /// The plugin's version as told in the handshake.
     pub client_version: String,

@@ -13,7 +13,7 @@ use autossm_lab::wire::handshake::ChannelClosed;
 use autossm_lab::wire::message::{Message, MessageType, flag, payload};
 use autossm_lab::wire::mux::{Command, Decoder, Frame};
 use client::{Channel, PATIENCE, TARGET, call, encoded, frames_until, lab, ok, pushed, resume, start, wait};
-use futures_util::StreamExt;
+use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message as WsFrame;
 
@@ -217,6 +217,96 @@ async fn lost_messages_are_repaired() {
     lab.clear_all();
     channel.send(&lost).await;
     assert_eq!(channel.acknowledged().await, 2);
+}
+
+/// All that was said before and during a freeze arrives after it, in order and once; new connections wait, too.
+#[tokio::test]
+async fn a_frozen_link_loses_nothing() {
+    let lab = lab().await;
+    let session = start(&lab, lab.echo_addr().port()).await;
+    let mut channel = Channel::open_and_greet(&lab, &session).await;
+    channel.data(1, encoded(&[Frame::control(Command::Syn, 3)])).await;
+    wait(&lab, "connection", |status| status.dialled == 1).await;
+    let (pieces, sent) = (300, (0..300_000).map(|at| (at % 251) as u8).collect::<Vec<_>>());
+    let (mut sink, mut stream) = channel.socket.split();
+    let upload = async {
+        for (number, piece) in sent.chunks(sent.len() / pieces).enumerate() {
+            if number == pieces / 3 {
+                lab.set(Fault::Freeze);
+            }
+            let frames = encoded(&[Frame::push(3, piece.to_vec())]).freeze();
+            let sequence = number as i64 + 2;
+            let message = Message::stream(MessageType::InputStreamData, sequence, payload::DATA, frames);
+            sink.send(WsFrame::Binary(message.encode())).await.unwrap();
+        }
+        let received = lab.status().sessions.values().next().unwrap().received;
+        let new = tokio::time::timeout(Duration::from_millis(300), start(&lab, 1)).await;
+        assert!(new.is_err(), "a call was answered over a frozen link");
+        let meanwhile = lab.status().sessions.values().next().unwrap().received;
+        // What had passed the line when it froze.
+        assert!(meanwhile - received <= 64 && meanwhile < pieces as i64, "{received}, then {meanwhile}");
+        lab.clear(Fault::Freeze);
+    };
+    let download = async {
+        let (mut decoder, mut back, mut next) = (Decoder::default(), Vec::new(), 2);
+        while back.len() < sent.len() {
+            let WsFrame::Binary(bytes) = stream.next().await.unwrap().unwrap() else { continue };
+            let message = Message::decode(&bytes).unwrap();
+            if message.kind != MessageType::OutputStreamData || message.sequence != next {
+                assert!(message.sequence < next, "message {} where {next} was next", message.sequence);
+                continue;
+            }
+            next += 1;
+            decoder.push(&message.payload);
+            while let Some(frame) = decoder.next_frame().unwrap() {
+                back.extend_from_slice(&frame.data);
+            }
+        }
+        back
+    };
+    let ((), back) = tokio::time::timeout(PATIENCE, async { tokio::join!(upload, download) }).await.unwrap();
+    assert!(back == sent);
+    let status = lab.status();
+    assert_eq!((status.closed, status.duplicates, status.violation_count), (0, 0, 0));
+}
+
+/// A client that hangs up during a freeze has still said what it said.
+#[tokio::test]
+async fn what_was_sent_into_a_freeze_arrives_after_its_sender_has_gone() {
+    let lab = lab().await;
+    let session = start(&lab, lab.addresses().destinations.sink.port()).await;
+    let mut channel = Channel::open_and_greet(&lab, &session).await;
+    lab.set(Fault::Freeze);
+    let data = encoded(&[Frame::control(Command::Syn, 3), Frame::push(3, vec![7; 1000])]);
+    channel.data(1, data).await;
+    drop(channel);
+    lab.clear(Fault::Freeze);
+    wait(&lab, "bytes", |status| status.sunk == 1000).await;
+    wait(&lab, "closed channel", |status| status.closed == 1).await;
+}
+
+/// For a while nothing arrives at either end, not even an acknowledgement, and the connection stays open.
+#[tokio::test]
+async fn a_lost_interval_loses_everything_in_it() {
+    let lab = lab().await;
+    let session = start(&lab, lab.echo_addr().port()).await;
+    let mut channel = Channel::open_and_greet(&lab, &session).await;
+    channel.data(1, encoded(&[Frame::control(Command::Syn, 3), Frame::push(3, "before")])).await;
+    let mut decoder = Decoder::default();
+    frames_until(&mut channel, &mut decoder, |frames| pushed(frames) == b"before").await;
+    wait(&lab, "silence", |status| status.sessions.values().all(|s| s.unacknowledged == 0)).await;
+    lab.set(Fault::LostMessages(Loss::of(1.0)));
+    let lost = channel.data(2, encoded(&[Frame::push(3, "lost")])).await;
+    wait(&lab, "lost message", |status| status.lost == 1).await;
+    lab.clear_all();
+    // Later ones are acknowledged at once, and wait.
+    channel.data(3, encoded(&[Frame::push(3, " and later")])).await;
+    while channel.acknowledged().await != 3 {}
+    assert_eq!(lab.status().sessions.values().next().unwrap().received, 2);
+    channel.send(&lost).await;
+    let both = |frames: &[Frame]| pushed(frames) == b"lost and later";
+    frames_until(&mut channel, &mut decoder, both).await;
+    assert_eq!((lab.status().closed, lab.status().violation_count), (0, 0));
 }
 
 #[tokio::test]

@@ -23,6 +23,9 @@ use crate::config::Identity;
 use crate::network::{Environment, Network};
 
 type Answer = Box<dyn Fn(&str, usize) -> (u16, String) + Send + Sync>;
+/// Of every answer.
+pub type Headers = &'static [(&'static str, &'static str)];
+const HEADERS: Headers = &[("content-type", "application/x-amz-json-1.1")];
 pub type Seen = Arc<Mutex<Vec<(http::request::Parts, serde_json::Value)>>>;
 
 /// Answers `answer(operation, number of the request)` until the test ends.
@@ -42,11 +45,19 @@ impl Drop for Service {
 
 impl Service {
     pub async fn new(answer: impl Fn(&str, usize) -> (u16, String) + Send + Sync + 'static) -> Self {
-        Self::serve(answer, None).await
+        Self::serve(answer, HEADERS, None).await
     }
 
     /// With a certificate that only its `ca_file` vouches for.
     pub async fn over_tls(answer: impl Fn(&str, usize) -> (u16, String) + Send + Sync + 'static) -> Self {
+        Self::in_its_place(HEADERS, answer).await
+    }
+
+    /// The same, of somebody else who has such a certificate.
+    pub async fn in_its_place(
+        headers: Headers,
+        answer: impl Fn(&str, usize) -> (u16, String) + Send + Sync + 'static,
+    ) -> Self {
         let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let mut ca_file = tempfile::NamedTempFile::new().unwrap();
         std::io::Write::write_all(&mut ca_file, own.cert.pem().as_bytes()).unwrap();
@@ -58,13 +69,14 @@ impl Service {
             .with_no_client_auth()
             .with_single_cert(vec![own.cert.der().clone()], key.into())
             .unwrap();
-        let mut service = Self::serve(answer, Some(Arc::new(config).into())).await;
+        let mut service = Self::serve(answer, headers, Some(Arc::new(config).into())).await;
         service.ca_file = Some(ca_file);
         service
     }
 
     async fn serve(
         answer: impl Fn(&str, usize) -> (u16, String) + Send + Sync + 'static,
+        headers: Headers,
         tls: Option<TlsAcceptor>,
     ) -> Self {
         let answer: Arc<Answer> = Arc::new(Box::new(answer));
@@ -82,7 +94,7 @@ impl Service {
                 let (connection, _) = listener.accept().await.unwrap();
                 let (all, answer) = (Arc::clone(&all), Arc::clone(&answer));
                 let service =
-                    service_fn(move |request| reply(request, Arc::clone(&all), Arc::clone(&answer)));
+                    service_fn(move |request| reply(request, Arc::clone(&all), Arc::clone(&answer), headers));
                 let http = hyper::server::conn::http1::Builder::new();
                 let tls = tls.clone();
                 tokio::spawn(async move {
@@ -142,6 +154,7 @@ async fn reply(
     request: http::Request<hyper::body::Incoming>,
     seen: Seen,
     answer: Arc<Answer>,
+    headers: Headers,
 ) -> Result<http::Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
@@ -157,8 +170,8 @@ async fn reply(
         seen.len()
     };
     let (status, text) = answer(target.trim_start_matches("AmazonSSM."), number);
-    let response =
-        http::Response::builder().status(status).header("content-type", "application/x-amz-json-1.1");
+    let response = http::Response::builder().status(status);
+    let response = headers.iter().fold(response, |response, (name, value)| response.header(*name, *value));
     Ok(response.body(Full::from(text)).unwrap())
 }
 

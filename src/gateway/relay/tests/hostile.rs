@@ -1,8 +1,8 @@
 //! A service that breaks the protocol, or says more than anybody can keep.
 
 use super::*;
-use crate::gateway::answers::MAX_EARLY_BYTES;
 use crate::gateway::breach::MAX_AHEAD;
+use crate::gateway::early::MAX_EARLY_BYTES;
 use crate::gateway::fuzz::MAX_HELD;
 use crate::gateway::link::MAX_MESSAGE;
 
@@ -34,8 +34,8 @@ fn what_cannot_be_a_message_ends_its_session_with_the_reason() {
         (stream_message(b"input_stream_data", 0, message::DATA, b"x"), "a message that only a client sends"),
         (output(-1, message::DATA, b"x"), "stream message -1: the numbers begin with 0"),
         (output(i64::MIN, message::DATA, b"x"), "stream message -9223372036854775808: "),
-        (output(MAX_AHEAD + 1, message::DATA, b"x"), "stream message 20001, where 0 is the next one"),
-        (output(i64::MAX, message::DATA, b"x"), "stream message 9223372036854775807, where 0"),
+        (output(MAX_AHEAD + 1, message::DATA, b"x"), "stream message 110001 while 0 is missing"),
+        (output(i64::MAX, message::DATA, b"x"), "stream message 9223372036854775807 while 0 is missing"),
         (output(0, message::HANDSHAKE_REQUEST, b"{\"AgentVersion\":"), "a handshake that cannot be read"),
         (output(0, message::HANDSHAKE_REQUEST, &[b'['; 4096]), "a handshake that cannot be read"),
         (acknowledgement(b"{}"), "an acknowledgement that cannot be read"),
@@ -55,10 +55,9 @@ fn what_cannot_be_a_message_ends_its_session_with_the_reason() {
         let Some(Event::SessionEnded { reason, declared: false }) = relay.service_sent(now, bytes) else {
             panic!("not ended: {words}")
         };
-        assert!(
-            reason.starts_with("the service has broken the data channel's protocol: it sent "),
-            "{reason}"
-        );
+        let broken = "the service has broken the data channel's protocol: it sent ";
+        let lost = "too much is lost to be repaired: the agent has sent ";
+        assert!(reason.starts_with(if words.contains("missing") { lost } else { broken }), "{reason}");
         assert!(reason.contains(words), "{reason}");
         assert!(relay.has_ended());
         assert_eq!(relay.next_for_plugin(), None, "the plugin has not seen it");
@@ -143,4 +142,32 @@ fn one_session_holds_no_more_than_it_says() {
         println!("payloads of {size} bytes: {} KiB held at most", most >> 10);
         assert!(most <= MAX_HELD, "{most} bytes held");
     }
+}
+
+/// A gap at the beginning of a download that goes on: the agent keeps 100 000 messages, of which the plugin takes as many as
+/// it has room for.
+#[test]
+fn a_hundred_thousand_messages_behind_a_gap_take_no_more() {
+    let (mut relay, now, mut most) = (relay(), Instant::now(), 0);
+    relay.service_sent(now, output(0, message::HANDSHAKE_COMPLETE, b"{}"));
+    let complete = relay.next_for_plugin().unwrap();
+    relay.plugin_sent(&View::new(&complete).unwrap().acknowledgement());
+    let data = output(0, message::DATA, &[b'x'; 1024]);
+    for number in 2..=100_000 {
+        relay.service_sent(now, View::new(&data).unwrap().numbered(number));
+        while let Some(passed_on) = relay.next_for_plugin() {
+            if number <= 10_001 {
+                relay.plugin_sent(&View::new(&passed_on).unwrap().acknowledgement());
+            }
+        }
+        while relay.next_for_service(now).is_some() {}
+        most = most.max(relay.held_bytes());
+    }
+    relay.look(now);
+    assert_eq!(relay.gap(now).0.from_agent, 100_000 - 10_000);
+    assert!(!relay.has_ended(), "it may be repaired yet");
+    assert!(most <= MAX_EARLY_BYTES + 2048, "{most} bytes held");
+    let beyond = View::new(&data).unwrap().numbered(1 + MAX_AHEAD + 1);
+    let Some(Event::SessionEnded { reason, .. }) = relay.service_sent(now, beyond) else { panic!("goes on") };
+    assert!(reason.starts_with("too much is lost to be repaired"), "{reason}");
 }

@@ -1,6 +1,7 @@
 //! A data channel that is interrupted: resumed in time, late, or never.
 
 use super::*;
+use crate::tunnel::Time;
 use crate::tunnel::machine::Next;
 
 #[test]
@@ -106,4 +107,53 @@ fn a_session_that_cannot_be_resumed_is_given_up() {
         actions.contains(&Action::Cut(Generation(1))) && actions.contains(&Action::KillPlugin(Generation(1)))
     );
     assert_eq!(world.tunnel.routes, [Generation(2)]);
+}
+
+fn gap(lasted: Time) -> SessionEvent {
+    let cause = InterruptionCause::Gap;
+    SessionEvent::Interrupted { cause, reason: "812 messages are being repaired, about 81 s".into(), lasted }
+}
+
+/// A gap is noticed after 2 s, in which clients already had nothing of the session.
+#[test]
+fn a_gap_counts_from_its_beginning() {
+    let mut world = up();
+    let began = world.now;
+    world.now += 2 * SECOND;
+    let actions = world.about(1, gap(2 * SECOND));
+    assert_eq!(actions[0], Action::Route(vec![]), "clients are held");
+    let actions = world.advance_to_deadline();
+    assert_eq!(world.now, began + 5 * SECOND);
+    assert!(actions.contains(&Action::Start(Generation(2))));
+}
+
+#[test]
+fn a_session_without_a_gap_goes_before_one_with_a_gap_whose_connections_stay() {
+    let mut world = up();
+    world.about(1, SessionEvent::Connections(1));
+    world.about(1, gap(2 * SECOND));
+    world.advance_to_deadline();
+    world.about(2, SessionEvent::Started);
+    let actions = world.about(2, SessionEvent::Opened);
+    assert_eq!(world.tunnel.routes, [Generation(2)]);
+    assert!(!actions.contains(&Action::Cut(Generation(1))));
+    let actions = world.about(1, SessionEvent::ChannelResumed { attempts: 0 });
+    assert!(!actions.contains(&Action::Cut(Generation(1))));
+    assert_eq!(world.tunnel.routes, [Generation(2)]);
+}
+
+/// The data channel is open again, but what was lost with the last one is missing: the interruption goes on.
+#[test]
+fn another_cause_of_the_same_interruption_is_told_and_begins_nothing_again() {
+    let mut world = up();
+    let began = world.now;
+    world.about(1, closed());
+    world.now += 2 * SECOND;
+    let actions = world.about(1, gap(Time::ZERO));
+    let told = |action: &Action| {
+        matches!(action, Action::Report(Report::Interrupted(Generation(1), InterruptionCause::Gap, _)))
+    };
+    assert!(actions.iter().any(told), "{actions:?}");
+    world.advance_to_deadline();
+    assert_eq!(world.now, began + 5 * SECOND, "failover_after counts from the close");
 }

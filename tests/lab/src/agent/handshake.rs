@@ -9,8 +9,10 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use serde_json::json;
 use tokio::sync::mpsc;
+use tokio::time::interval_at;
 
-use super::{Agent, KmsKey, Output, Plan};
+use super::streams::frame_output;
+use super::{Agent, KmsKey, Output};
 use crate::service::kms;
 use crate::wire::cipher::Cipher;
 use crate::wire::handshake::{
@@ -18,6 +20,15 @@ use crate::wire::handshake::{
     HandshakeResponse, RequestedAction,
 };
 use crate::wire::message::{Message, payload};
+use crate::wire::mux::{Command, Frame};
+
+/// The last client version whose mux the agent has keep-alives with: later ones would have their idle timeout reset by them.
+const LAST_WITH_KEEP_ALIVES: [u64; 4] = [1, 2, 331, 0];
+
+fn has_keep_alives(client_version: &str) -> bool {
+    let mut parts = client_version.split('.').map(|part| part.parse().unwrap_or_default());
+    [(); 4].map(|()| parts.next().unwrap_or_default()) <= LAST_WITH_KEEP_ALIVES
+}
 
 /// How far the handshake has come.
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
@@ -26,7 +37,10 @@ pub(super) enum Handshake {
     Answered,
     /// The client has proven its key.
     Challenged,
+    /// The agent has said so.
     Complete,
+    /// The agent takes data.
+    SetUp,
 }
 
 /// The keys of an encrypted session.
@@ -37,14 +51,23 @@ pub(super) struct Encryption {
 }
 
 impl Agent {
-    /// The handshake, from the agent's side.
-    pub(super) async fn open(self: Arc<Self>, plan: Plan, output: mpsc::Sender<Output>) {
+    /// The handshake, from the agent's side, and what comes after it.
+    pub(super) async fn open(self: Arc<Self>, output: mpsc::Sender<Output>) {
+        let opened = self.socket.subscribe().wait_for(Option::is_some).await.is_ok();
+        if !opened {
+            return;
+        }
+        let state = json!({ "SchemaVersion": 1, "SessionState": "Connected", "SessionId": self.session });
+        self.transmit(Message::encode_named("agent_session_state", json_bytes(&state))).await;
         let begun = Instant::now();
         let mut requested_client_actions = vec![RequestedAction {
             action_type: "SessionType".into(),
-            action_parameters: json!({ "SessionType": plan.session_type, "Properties": plan.properties }),
+            action_parameters: json!({
+                "SessionType": self.plan.session_type,
+                "Properties": self.plan.properties,
+            }),
         }];
-        if let Some(KmsKey { id, challenge, .. }) = self.kms_key.clone() {
+        if let Some(KmsKey { id, challenge, .. }) = self.plan.encryption.clone() {
             requested_client_actions.push(RequestedAction {
                 action_type: "KMSEncryption".into(),
                 action_parameters: json!(EncryptionParameters { key: id, challenge }),
@@ -55,26 +78,58 @@ impl Agent {
         let request = Output::Message(payload::HANDSHAKE_REQUEST, json_bytes(&request));
         let _ = output.send(request).await;
         if !self.comes_to(Handshake::Answered).await {
-            return self.give_up(
+            return self.wind_up(
                 "Handshake timed out. Please ensure that you have the latest version of the session manager plugin.",
+                false,
             );
         }
         if let Some(encryption) = self.encryption.get() {
             let challenge = Challenge::of(&encryption.cipher.seal(&encryption.challenge));
             let _ = output.send(Output::Message(payload::CHALLENGE, json_bytes(&challenge))).await;
             if !self.comes_to(Handshake::Challenged).await {
-                return self.give_up("Timed out waiting for encryption challenge.");
+                return self.wind_up("Timed out waiting for encryption challenge.", false);
             }
         }
-        let customer_message = match self.kms_key {
+        let customer_message = match self.plan.encryption {
             Some(_) => "This session is encrypted using AWS KMS.".to_owned(),
             None => String::new(),
         };
         let handshake_time_to_complete = begun.elapsed().as_nanos() as u64;
         let complete = HandshakeComplete { handshake_time_to_complete, customer_message };
         let _ = output.send(Output::Message(payload::HANDSHAKE_COMPLETE, json_bytes(&complete))).await;
-        if plan.session_type != "Port" {
+        if self.plan.session_type != "Port" {
             let _ = output.send(Output::Message(payload::DATA, Bytes::from_static(b"sh-5.2$ "))).await;
+        }
+        let _ = self.handshake.subscribe().wait_for(|handshake| *handshake >= Handshake::Complete).await;
+        tokio::time::sleep(self.state.options.set_up).await;
+        self.handshake.send_replace(Handshake::SetUp);
+        let mut version = String::new();
+        self.state.count(|status| {
+            status.session(&self.session, |session| {
+                session.ready = true;
+                version.clone_from(&session.client_version);
+            });
+        });
+        if self.plan.session_type == "Port" && has_keep_alives(&version) {
+            self.keep_mux_alive(&output).await;
+        }
+    }
+
+    /// What the mux does where its keep-alives are on. Ends with its session.
+    async fn keep_mux_alive(self: &Arc<Self>, output: &mpsc::Sender<Output>) {
+        let options = &self.state.options;
+        let now = tokio::time::Instant::now();
+        let mut ping = interval_at(now + options.mux_keep_alive, options.mux_keep_alive);
+        let mut look = interval_at(now + options.mux_keep_alive_timeout, options.mux_keep_alive_timeout);
+        loop {
+            tokio::select! {
+                _ = ping.tick() => {
+                    let _ = output.send(frame_output(&Frame::control(Command::Nop, 0))).await;
+                }
+                _ = look.tick() => if self.mux.is_silent() {
+                    return self.wind_up("", false);
+                },
+            }
         }
     }
 
@@ -84,11 +139,7 @@ impl Agent {
         matches!(tokio::time::timeout(self.state.options.handshake_timeout, come).await, Ok(Ok(_)))
     }
 
-    fn give_up(&self, words: &str) {
-        self.gives_up.send_replace(Some((words.into(), false)));
-    }
-
-    pub(super) fn handshake_response(&self, message: &Message) {
+    pub(super) fn handshake_response(self: &Arc<Self>, message: &Message) {
         let response: HandshakeResponse = match serde_json::from_slice(&message.payload) {
             Ok(response) => response,
             Err(error) => {
@@ -98,18 +149,19 @@ impl Agent {
         if let Some(failed) =
             response.processed_client_actions.iter().find(|action| action.action_status != 1)
         {
-            return self.give_up(&format!(
+            let words = format!(
                 "{} failed on client with status {} error: {}",
                 failed.action_type, failed.action_status, failed.error
-            ));
+            );
+            return self.wind_up(&words, false);
         }
-        if let Some(key) = &self.kms_key {
+        if let Some(key) = &self.plan.encryption {
             let result = response.processed_client_actions.iter().find(|a| a.action_type == "KMSEncryption");
             let cipher = result
                 .and_then(|action| serde_json::from_value(action.action_result.clone()).ok())
                 .and_then(|result| self.cipher_of(&result, key));
             let Some(cipher) = cipher else {
-                return self.give_up("Fetching data key failed: Unable to retrieve data key");
+                return self.wind_up("Fetching data key failed: Unable to retrieve data key", false);
             };
             let challenge = rand::random();
             // Once: the agent processes a message number once.
@@ -118,7 +170,7 @@ impl Agent {
         self.state.count(|status| {
             status.session(&self.session, |session| {
                 session.client_version = response.client_version;
-                session.encrypted = self.kms_key.is_some();
+                session.encrypted = self.plan.encryption.is_some();
             });
         });
         self.handshake.send_replace(Handshake::Answered);
@@ -154,4 +206,15 @@ impl Agent {
 fn json_bytes(content: &impl serde::Serialize) -> Bytes {
     // Strings and numbers: serialization cannot fail.
     serde_json::to_vec(content).unwrap_or_default().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_clients_and_builds_of_the_public_source_have_keep_alives() {
+        assert!(has_keep_alives("1.2.331.0") && has_keep_alives("1.2.0.0") && has_keep_alives("1.1.70"));
+        assert!(!has_keep_alives("1.2.332.0") && !has_keep_alives("1.2.764.0") && !has_keep_alives("2.0"));
+    }
 }

@@ -2,7 +2,7 @@
 //! acknowledged, and only the oldest of it is ever sent again; what it receives is put in order. Beside the agent's
 //! own doing this watches the client's numbering.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,9 @@ const CLOCK_GRANULARITY: f64 = 0.01;
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     next: i64,
-    unacknowledged: VecDeque<Sent>,
+    unacknowledged: BTreeMap<i64, Sent>,
+    /// The highest number that was acknowledged.
+    highest: Option<i64>,
     round_trip: f64,
     variation: f64,
     timeout: Duration,
@@ -35,12 +37,10 @@ pub(crate) struct Outgoing {
 
 #[derive(Debug)]
 struct Sent {
-    sequence: i64,
     id: Uuid,
     encoded: Bytes,
     last_sent: Instant,
     resent: u32,
-    overtaken: bool,
 }
 
 /// A message to be sent again.
@@ -55,26 +55,21 @@ impl Outgoing {
     pub fn new() -> Self {
         Self {
             next: 0,
-            unacknowledged: VecDeque::new(),
+            unacknowledged: BTreeMap::new(),
+            highest: None,
             round_trip: FIRST_ROUND_TRIP,
             variation: 0.0,
             timeout: FIRST_TIMEOUT,
         }
     }
 
-    /// Numbers a message. Beyond the capacity it is not kept, as with the real agent.
+    /// Numbers a message. Beyond the capacity the newest is not kept, as with the real agent: it is sent this once.
     pub fn push(&mut self, now: Instant, payload_type: u32, payload: Bytes) -> Bytes {
         let message = Message::stream(MessageType::OutputStreamData, self.next, payload_type, payload);
         let encoded = message.encode();
         if self.unacknowledged.len() < CAPACITY {
-            self.unacknowledged.push_back(Sent {
-                sequence: self.next,
-                id: message.id,
-                encoded: encoded.clone(),
-                last_sent: now,
-                resent: 0,
-                overtaken: false,
-            });
+            let sent = Sent { id: message.id, encoded: encoded.clone(), last_sent: now, resent: 0 };
+            self.unacknowledged.insert(self.next, sent);
         }
         self.next += 1;
         encoded
@@ -83,13 +78,15 @@ impl Outgoing {
     /// The oldest message, if it is time to send it again.
     pub fn due(&mut self, now: Instant) -> Option<Resend> {
         let timeout = self.timeout;
-        let oldest = self.unacknowledged.front_mut()?;
+        let mut oldest = self.unacknowledged.first_entry()?;
+        let overtaken = self.highest > Some(*oldest.key());
+        let oldest = oldest.get_mut();
         if now.saturating_duration_since(oldest.last_sent) <= timeout {
             return None;
         }
         oldest.last_sent = now;
         oldest.resent += 1;
-        let hopeless = oldest.overtaken && oldest.resent == HOPELESS;
+        let hopeless = overtaken && oldest.resent == HOPELESS;
         Some(Resend { encoded: oldest.encoded.clone(), hopeless })
     }
 
@@ -102,18 +99,16 @@ impl Outgoing {
         if content.kind != MessageType::OutputStreamData.as_str() || !(0..self.next).contains(&sequence) {
             return Err(format!("acknowledges {} {sequence}, which was never sent", content.kind));
         }
-        let Some(at) = self.unacknowledged.iter().position(|sent| sent.sequence == sequence) else {
+        let Some(sent) = self.unacknowledged.get(&sequence) else {
             return Ok(());
         };
-        if !self.unacknowledged[at].id.to_string().eq_ignore_ascii_case(&content.id) {
+        if !sent.id.to_string().eq_ignore_ascii_case(&content.id) {
             return Err(format!("acknowledges message {sequence} under another id"));
         }
-        for earlier in self.unacknowledged.iter_mut().take(at) {
-            earlier.overtaken = true;
-        }
-        if let Some(sent) = self.unacknowledged.remove(at) {
-            self.measure(now.saturating_duration_since(sent.last_sent).as_secs_f64());
-        }
+        self.highest = self.highest.max(Some(sequence));
+        let round_trip = now.saturating_duration_since(sent.last_sent);
+        self.unacknowledged.remove(&sequence);
+        self.measure(round_trip.as_secs_f64());
         Ok(())
     }
 
@@ -126,7 +121,7 @@ impl Outgoing {
 
     /// Sends nothing again any more. The numbers stay: an acknowledgement may still be on its way.
     pub fn forget(&mut self) {
-        self.unacknowledged = VecDeque::new();
+        self.unacknowledged = BTreeMap::new();
     }
 
     pub fn sent(&self) -> i64 {
@@ -312,6 +307,28 @@ mod tests {
         assert!(outgoing.acknowledge(now, &wrong(|a| a.id = Uuid::new_v4().to_string())).is_err());
         assert!(outgoing.acknowledge(now, &sent).is_ok());
         assert!(outgoing.acknowledge(now, &sent).is_ok(), "twice is allowed");
+    }
+
+    /// The real agent's: each message goes out once, but the newest of too many are not kept.
+    #[test]
+    fn of_too_many_the_newest_are_not_kept() {
+        let start = Instant::now();
+        let mut outgoing = Outgoing::new();
+        let sent: Vec<_> = (0..=CAPACITY).map(|_| outgoing.push(start, 1, "x".into())).collect();
+        assert_eq!((outgoing.sent(), outgoing.unacknowledged()), (CAPACITY as i64 + 1, CAPACITY));
+        let mut later = start;
+        for message in &sent[..CAPACITY] {
+            later += Duration::from_secs(2);
+            assert_eq!(outgoing.due(later).as_ref().map(|due| &due.encoded), Some(message));
+            outgoing.acknowledge(later, &acknowledgement(message)).unwrap();
+        }
+        assert_eq!(outgoing.due(later + Duration::from_secs(2)), None);
+
+        let mut incoming = Incoming::default();
+        for number in 1..=CAPACITY as i64 {
+            assert_eq!(incoming.receive(input(number)), Ok(Verdict::Kept));
+        }
+        assert_eq!(incoming.receive(input(CAPACITY as i64 + 1)), Ok(Verdict::NoRoom));
     }
 
     #[test]

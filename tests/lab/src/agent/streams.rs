@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::Output;
+use super::{Output, Plan};
 use crate::state::State;
 use crate::wire::message::{flag, payload};
 use crate::wire::mux::{Command, Decoder, Frame, MAX_FRAME, RECEIVE_BUFFER};
@@ -22,26 +22,45 @@ use crate::wire::mux::{Command, Decoder, Frame, MAX_FRAME, RECEIVE_BUFFER};
 /// Streams that were announced and wait for their connection, one after the other: the agent dials in order.
 const BACKLOG: usize = 1024;
 
-/// The session's receive buffer: bytes that it can still take, below 0 if the last frame went beyond.
-struct Room {
-    bytes: AtomicI64,
+/// What a session's streams share.
+pub(super) struct Mux {
+    /// The receive buffer: bytes that it can still take, below 0 if the last frame went beyond.
+    room: AtomicI64,
     given_back: Notify,
+    /// A frame of the client's has come.
+    heard: AtomicBool,
+    /// Cancelled when all streams are over.
+    pub over: CancellationToken,
 }
 
-impl Room {
+impl Mux {
+    pub fn new(over: CancellationToken) -> Self {
+        Self {
+            room: AtomicI64::new(RECEIVE_BUFFER as i64),
+            given_back: Notify::new(),
+            heard: AtomicBool::new(false),
+            over,
+        }
+    }
+
+    /// Whether nothing of the client's has come since it was asked last, and could have.
+    pub fn is_silent(&self) -> bool {
+        !self.heard.swap(false, Ordering::AcqRel) && self.room.load(Ordering::Acquire) > 0
+    }
+
     fn take(&self, bytes: usize) {
-        self.bytes.fetch_sub(bytes as i64, Ordering::AcqRel);
+        self.room.fetch_sub(bytes as i64, Ordering::AcqRel);
     }
 
     fn give_back(&self, bytes: usize) {
-        self.bytes.fetch_add(bytes as i64, Ordering::AcqRel);
+        self.room.fetch_add(bytes as i64, Ordering::AcqRel);
         self.given_back.notify_waiters();
     }
 
-    async fn available(&self) {
+    async fn has_room(&self) {
         loop {
             let given_back = self.given_back.notified();
-            if self.bytes.load(Ordering::Acquire) > 0 {
+            if self.room.load(Ordering::Acquire) > 0 {
                 return;
             }
             given_back.await;
@@ -59,7 +78,7 @@ pub(super) struct Streams {
     known: HashSet<u32>,
     /// Streams that have ended here.
     ended: (mpsc::UnboundedSender<u32>, mpsc::UnboundedReceiver<u32>),
-    room: Arc<Room>,
+    mux: Arc<Mux>,
     dialler: mpsc::Sender<Dial>,
     broken: bool,
 }
@@ -71,19 +90,18 @@ struct Dial {
 }
 
 impl Streams {
-    /// Streams to the first of `addresses` that answers; they end with `session_ended`.
+    /// Streams to the first of the plan's addresses that answers; they end with the mux.
     pub fn new(
         state: Arc<State>,
         session: String,
-        addresses: Vec<SocketAddr>,
+        plan: &Plan,
         output: mpsc::Sender<Output>,
-        session_ended: CancellationToken,
+        mux: Arc<Mux>,
     ) -> Self {
-        let room = Arc::new(Room { bytes: AtomicI64::new(RECEIVE_BUFFER as i64), given_back: Notify::new() });
         let (dialler, dials) = mpsc::channel(BACKLOG);
-        let dial_all =
-            dial_in_order(state.clone(), addresses, dials, output, room.clone(), session_ended.clone());
-        tokio::spawn(async move { session_ended.run_until_cancelled(dial_all).await });
+        let dial_all = dial_in_order(state.clone(), plan.addresses.clone(), dials, output, mux.clone());
+        let over = mux.over.clone();
+        tokio::spawn(async move { over.run_until_cancelled(dial_all).await });
         Self {
             state,
             session,
@@ -91,7 +109,7 @@ impl Streams {
             open: HashMap::new(),
             known: HashSet::new(),
             ended: mpsc::unbounded_channel(),
-            room,
+            mux,
             dialler,
             broken: false,
         }
@@ -104,10 +122,13 @@ impl Streams {
         }
         self.decoder.push(bytes);
         loop {
-            self.room.available().await;
+            self.mux.has_room().await;
             self.forget_ended();
             match self.decoder.next_frame() {
-                Ok(Some(frame)) => self.frame(frame).await,
+                Ok(Some(frame)) => {
+                    self.mux.heard.store(true, Ordering::Release);
+                    self.frame(frame).await;
+                }
                 Ok(None) => break,
                 Err(error) => {
                     self.broken = true;
@@ -143,9 +164,9 @@ impl Streams {
             Command::Push => {
                 if let Some(to) = self.open.get(&stream) {
                     let bytes = frame.data.len();
-                    self.room.take(bytes);
+                    self.mux.take(bytes);
                     if to.send(frame.data).is_err() {
-                        self.room.give_back(bytes);
+                        self.mux.give_back(bytes);
                     }
                 }
             }
@@ -164,29 +185,29 @@ async fn dial_in_order(
     addresses: Vec<SocketAddr>,
     mut dials: mpsc::Receiver<Dial>,
     output: mpsc::Sender<Output>,
-    room: Arc<Room>,
-    session_ended: CancellationToken,
+    mux: Arc<Mux>,
 ) {
+    let over = mux.over.clone();
     while let Some(Dial { stream, inbox, ended }) = dials.recv().await {
         let tcp = dial(&state, &addresses).await;
         state.count(|status| match &tcp {
             Some(_) => status.dialled += 1,
             None => status.dial_failures += 1,
         });
-        let (output, room) = (output.clone(), room.clone());
+        let (output, mux) = (output.clone(), mux.clone());
         if let Some(tcp) = tcp {
             let serve = async move {
-                transfer(stream, tcp, inbox, &output, &room).await;
+                transfer(stream, tcp, inbox, &output, &mux).await;
                 let _ = ended.send(stream);
                 let _ = output.send(Output::StreamEnded).await;
             };
-            let session_ended = session_ended.clone();
-            tokio::spawn(async move { session_ended.run_until_cancelled(serve).await });
+            let over = over.clone();
+            tokio::spawn(async move { over.run_until_cancelled(serve).await });
         } else {
             let failed = Bytes::copy_from_slice(&flag::CONNECT_TO_PORT_ERROR.to_be_bytes());
             let _ = output.send(Output::Message(payload::FLAG, failed)).await;
             let _ = output.send(frame_output(&Frame::control(Command::Fin, stream))).await;
-            discard(inbox, &room);
+            discard(inbox, &mux);
             let _ = ended.send(stream);
             let _ = output.send(Output::StreamEnded).await;
         }
@@ -212,13 +233,13 @@ async fn transfer(
     tcp: TcpStream,
     mut inbox: mpsc::UnboundedReceiver<Bytes>,
     output: &mpsc::Sender<Output>,
-    room: &Room,
+    mux: &Mux,
 ) {
     let (mut from, mut to) = tcp.into_split();
     let to_destination = async {
         while let Some(bytes) = inbox.recv().await {
             let written = to.write_all(&bytes).await;
-            room.give_back(bytes.len());
+            mux.give_back(bytes.len());
             if written.is_err() {
                 break;
             }
@@ -238,17 +259,17 @@ async fn transfer(
         () = from_destination => {}
     }
     let _ = output.send(frame_output(&Frame::control(Command::Fin, stream))).await;
-    discard(inbox, room);
+    discard(inbox, mux);
 }
 
-fn discard(mut inbox: mpsc::UnboundedReceiver<Bytes>, room: &Room) {
+fn discard(mut inbox: mpsc::UnboundedReceiver<Bytes>, mux: &Mux) {
     inbox.close();
     while let Ok(bytes) = inbox.try_recv() {
-        room.give_back(bytes.len());
+        mux.give_back(bytes.len());
     }
 }
 
-fn frame_output(frame: &Frame) -> Output {
+pub(super) fn frame_output(frame: &Frame) -> Output {
     let mut bytes = BytesMut::new();
     frame.encode(&mut bytes);
     Output::Frame(bytes.freeze())

@@ -1,9 +1,12 @@
-//! The service's HTTP side: the API, and the upgrades to data channels. All three listeners answer both, as the
-//! plugin's own API calls come through the same TLS as its data channel.
+//! The service's HTTP side: the API, and the upgrades to data channels. All three listeners of clients answer both, as the
+//! plugin's own API calls come through the same TLS as its data channel. Agents have a listener of their own.
 
+pub(crate) mod agents;
 mod api;
 mod error;
 pub(crate) mod kms;
+mod observer;
+pub(crate) mod relay;
 pub(crate) mod session;
 mod signature;
 mod sts;
@@ -24,6 +27,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use crate::channel;
+use crate::line::Side;
 use crate::state::State;
 use error::Refusal;
 
@@ -85,7 +89,7 @@ async fn route(state: Arc<State>, line: CancellationToken, request: Request<Inco
             status.upgrades += 1;
             status.unsigned_upgrades += u64::from(!signed);
         });
-        return channel::upgrade(state, line, request).await;
+        return channel::upgrade(state, Side::Client, line, request).await;
     }
     let target = request.headers().get("x-amz-target").and_then(|value| value.to_str().ok());
     let (service, call) = match target.unwrap_or_default().split_once('.') {

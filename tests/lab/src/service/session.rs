@@ -7,15 +7,18 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::agent::{Agent, Plan};
+use super::agents::TERMINATED;
+use super::relay::Relay;
+use crate::agent::Plan;
 use crate::channel::Outbound;
+use crate::line::Side;
 use crate::state::State;
 use crate::status::{Ended, SessionStatus};
 use crate::wire::handshake::{ChannelClosed, OpenDataChannel};
 use crate::wire::message::{Message, MessageType};
+use crate::worker::Worker;
 
 /// How often the idle and life limits are looked at.
 const LIMITS_INTERVAL: Duration = Duration::from_millis(50);
@@ -28,9 +31,12 @@ pub(crate) struct Session {
     pub target: String,
     pub document: String,
     pub reason: String,
-    pub agent: Arc<Agent>,
+    pub relay: Arc<Relay>,
+    pub worker: Worker,
     started: Instant,
     grant: Mutex<Grant>,
+    /// What opens the agent's data channel: once.
+    agent_token: Mutex<Option<String>>,
 }
 
 /// What opens the data channel: once, with this token under this address.
@@ -53,14 +59,18 @@ pub(crate) struct Request {
 impl Session {
     pub fn start(state: &Arc<State>, request: Request) -> Arc<Self> {
         let id = format!("lab-{}", &Uuid::new_v4().simple().to_string()[..17]);
-        let agent = Agent::start(state.clone(), id.clone(), request.plan, CancellationToken::new());
+        let observed = Worker::is_external(state, &request.plan);
+        let relay = Relay::start(state.clone(), id.clone(), observed);
+        let worker = Worker::new(state, &relay, &request.target, request.plan);
         let session = Arc::new(Self {
             target: request.target,
             document: request.document,
             reason: request.reason,
             started: Instant::now(),
             grant: Mutex::default(),
-            agent,
+            agent_token: Mutex::default(),
+            relay,
+            worker,
             id,
         });
         state.world().sessions.insert(session.id.clone(), session.clone());
@@ -74,11 +84,13 @@ impl Session {
             status.sessions.insert(session.id.clone(), entry);
         });
         state.handle.spawn(session.clone().watch_limits(state.clone()));
+        // It asks for its token at once.
+        session.worker.start();
         session
     }
 
     pub fn is_live(&self) -> bool {
-        !self.agent.ended.is_cancelled()
+        !self.relay.ended.is_cancelled()
     }
 
     /// A fresh token and stream URL; older ones are void from now on.
@@ -93,7 +105,29 @@ impl Session {
         (token, url)
     }
 
-    /// Checks the first message of a data channel and uses its token up.
+    /// A fresh token for the agent; older ones are void from now on.
+    pub fn grant_to_agent(&self) -> String {
+        let token = format!("agent-{}", Uuid::new_v4().simple());
+        *self.agent_token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.clone());
+        token
+    }
+
+    /// Checks the first message of the agent's data channel and uses its token up.
+    ///
+    /// # Errors
+    /// Why it does not open the channel.
+    pub fn admit_agent(&self, open: &OpenDataChannel) -> Result<(), &'static str> {
+        let mut token = self.agent_token.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_live() {
+            return Err(TERMINATED);
+        }
+        match token.take_if(|token| *token == open.token_value) {
+            Some(_) => Ok(()),
+            None => Err("the token is wrong, old or used"),
+        }
+    }
+
+    /// Checks the first message of a client's data channel and uses its token up.
     ///
     /// # Errors
     /// Why it does not open the channel.
@@ -101,7 +135,7 @@ impl Session {
         let mut grant = self.grant.lock().unwrap_or_else(PoisonError::into_inner);
         let old_url = cell != grant.cell;
         if !self.is_live() {
-            return Err("Session is already terminated");
+            return Err(TERMINATED);
         } else if open.token_value != grant.token {
             return Err("the token is wrong or old");
         } else if old_url && state.options.cells_expire {
@@ -132,7 +166,7 @@ impl Session {
         if !first {
             return;
         }
-        self.agent.end();
+        self.relay.ended.cancel();
         let content = ChannelClosed {
             message_type: MessageType::ChannelClosed.as_str().into(),
             message_id: Uuid::new_v4().to_string(),
@@ -144,15 +178,16 @@ impl Session {
         };
         // Strings and numbers: serialization cannot fail.
         let content = Bytes::from(serde_json::to_vec(&content).unwrap_or_default());
-        if let Some(client) = self.agent.client() {
+        for link in [Side::Client, Side::Agent].into_iter().filter_map(|side| self.relay.link(side)) {
+            let content = content.clone();
             state.handle.spawn(async move {
                 let farewell = async {
                     let message = Message::unnumbered(MessageType::ChannelClosed, content).encode();
-                    let _ = client.queue.send(Outbound::Message(message)).await;
-                    let _ = client.queue.send(Outbound::Close(1000, String::new())).await;
+                    let _ = link.queue.send(Outbound::Message(message)).await;
+                    let _ = link.queue.send(Outbound::Close(1000, String::new())).await;
                 };
                 if tokio::time::timeout(LAST_WORDS, farewell).await.is_err() {
-                    client.line.cancel();
+                    link.line.cancel();
                 }
             });
         }
@@ -160,21 +195,21 @@ impl Session {
 
     /// Ends the session when it has been idle too long, lived too long, or the agent gives up.
     async fn watch_limits(self: Arc<Self>, state: Arc<State>) {
-        let mut gives_up = self.agent.gives_up.subscribe();
+        let mut outcome = self.relay.outcome.subscribe();
         let mut tick = tokio::time::interval(LIMITS_INTERVAL);
         loop {
             tokio::select! {
-                () = self.agent.ended.cancelled() => return,
+                () = self.relay.ended.cancelled() => return,
                 _ = tick.tick() => {}
-                _ = gives_up.changed() => {}
+                _ = outcome.changed() => {}
             }
             let faults = *state.faults.borrow();
-            let own_reason = gives_up.borrow_and_update().clone();
-            if let Some((words, by_client)) = own_reason {
-                self.end(&state, &words, by_client);
+            let outcome = outcome.borrow_and_update().clone();
+            if let Some(outcome) = outcome {
+                self.end(&state, &outcome.output, outcome.by_client);
             } else if faults.maximum_life.is_some_and(|limit| self.started.elapsed() >= limit) {
                 self.end(&state, "Your session timed out due to maximum session duration", false);
-            } else if self.agent.idle() >= faults.idle_timeout {
+            } else if self.relay.idle() >= faults.idle_timeout {
                 self.end(&state, "Your session timed out due to inactivity", false);
             }
         }

@@ -197,11 +197,19 @@ impl Message {
 
     /// The message as it travels. The digest is made here.
     pub fn encode(&self) -> Bytes {
+        self.encode_as(self.kind.as_str())
+    }
+
+    /// A message outside the numbered streams of a type that no data channel's client ever sees.
+    pub fn encode_named(name: &str, payload: impl Into<Bytes>) -> Bytes {
+        Self::unnumbered(MessageType::Acknowledge, payload).encode_as(name)
+    }
+
+    fn encode_as(&self, kind: &str) -> Bytes {
         let mut out = BytesMut::with_capacity(PAYLOAD_OFFSET + self.payload.len());
         out.put_u32(HEADER_LENGTH as u32);
         let mut name = [b' '; 32];
-        let kind = self.kind.as_str().as_bytes();
-        name[..kind.len()].copy_from_slice(kind);
+        name[..kind.len()].copy_from_slice(kind.as_bytes());
         out.put_slice(&name);
         out.put_u32(self.schema_version);
         out.put_u64(self.created);
@@ -250,6 +258,26 @@ impl Message {
             payload_type: u32_at(bytes, 112),
             payload,
         })
+    }
+}
+
+/// What can be seen of a message without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Its type as written.
+    pub name: String,
+    /// Its type, if a data channel has it.
+    pub kind: Option<MessageType>,
+    /// One of [`payload`].
+    pub payload_type: u32,
+}
+
+impl Header {
+    /// The header of an encoded message; `None` if it is too short for one.
+    pub fn of(bytes: &Bytes) -> Option<Self> {
+        let name = String::from_utf8_lossy(bytes.get(4..36)?).trim_matches([' ', '\0']).to_owned();
+        let payload_type = (bytes.len() >= PAYLOAD_OFFSET).then(|| u32_at(bytes, 112))?;
+        Some(Self { kind: MessageType::from_name(&name), name, payload_type })
     }
 }
 

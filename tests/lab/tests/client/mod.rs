@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
+use std::collections::HashSet;
+
 use autossm_lab::Lab;
 use autossm_lab::options::Options;
 use autossm_lab::status::Status;
@@ -70,6 +72,8 @@ pub async fn resume(lab: &Lab, session: &Value) -> Value {
 /// A client's end of a data channel.
 pub struct Channel {
     pub socket: WebSocketStream<TcpStream>,
+    /// Numbers of the agent's that have come.
+    seen: HashSet<i64>,
 }
 
 impl Channel {
@@ -89,7 +93,7 @@ impl Channel {
             .body(())?;
         let tcp = TcpStream::connect(lab.addresses().ws).await?;
         let (socket, _) = client_async(request, tcp).await?;
-        Ok(Self { socket })
+        Ok(Self { socket, seen: HashSet::new() })
     }
 
     pub async fn open(lab: &Lab, session: &Value) -> Self {
@@ -106,13 +110,32 @@ impl Channel {
         channel
     }
 
-    /// Opens and shakes hands: message 0 of the client is used up.
+    /// Opens and shakes hands, until the agent takes data: message 0 of the client is used up.
     pub async fn open_and_greet(lab: &Lab, session: &Value) -> Self {
         let mut channel = Self::open(lab, session).await;
-        let request = channel.output().await;
+        channel.greet().await;
+        let id = session["SessionId"].as_str().unwrap();
+        wait(lab, "session set up", |status| status.sessions.get(id).is_none_or(|session| session.ready))
+            .await;
+        channel
+    }
+
+    /// Shakes hands, until the agent says that it is done.
+    pub async fn greet(&mut self) {
+        self.greet_as("1.2.764.0").await;
+    }
+
+    pub async fn greet_as(&mut self, version: &str) {
+        let request = self.output().await;
         assert_eq!((request.sequence, request.payload_type), (0, payload::HANDSHAKE_REQUEST));
+        self.answer(version).await;
+        assert_eq!(self.output().await.payload_type, payload::HANDSHAKE_COMPLETE);
+    }
+
+    /// Answers the agent's handshake request.
+    pub async fn answer(&mut self, version: &str) {
         let response = HandshakeResponse {
-            client_version: "1.2.764.0".into(),
+            client_version: version.into(),
             processed_client_actions: vec![ProcessedAction {
                 action_type: "SessionType".into(),
                 action_status: 1,
@@ -122,11 +145,8 @@ impl Channel {
             errors: None,
         };
         let response = serde_json::to_vec(&response).unwrap();
-        channel
-            .send(&Message::stream(MessageType::InputStreamData, 0, payload::HANDSHAKE_RESPONSE, response))
+        self.send(&Message::stream(MessageType::InputStreamData, 0, payload::HANDSHAKE_RESPONSE, response))
             .await;
-        assert_eq!(channel.output().await.payload_type, payload::HANDSHAKE_COMPLETE);
-        channel
     }
 
     pub async fn send(&mut self, message: &Message) {
@@ -154,13 +174,15 @@ impl Channel {
         tokio::time::timeout(PATIENCE, next).await.expect("no message came")
     }
 
-    /// The next stream message, acknowledged.
+    /// The next stream message that has not come before, acknowledged. On a busy machine some come again.
     pub async fn output(&mut self) -> Message {
         loop {
             let message = self.next().await.expect("the channel was closed");
             if message.kind == MessageType::OutputStreamData {
                 self.send(&message.acknowledgement()).await;
-                return message;
+                if self.seen.insert(message.sequence) {
+                    return message;
+                }
             }
         }
     }
