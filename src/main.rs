@@ -7,6 +7,10 @@ use autossm::control::protocol::Request;
 use clap::Parser;
 
 fn main() -> anyhow::Result<ExitCode> {
+    if let Err(error) = cli::environment::without_empty() {
+        // With them it may yet do.
+        eprintln!("autossm: empty environment variables could not be taken away: {error}");
+    }
     match Cli::parse().command {
         Command::Check(args) => Ok(cli::check::run(&args)?),
         Command::Import(args) => Ok(cli::import::run(&args)?),

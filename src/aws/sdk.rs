@@ -10,7 +10,6 @@ use aws_config::timeout::TimeoutConfig;
 use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_sdk_ssm::Client;
-use aws_sdk_ssm::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
 use aws_sdk_ssm::config::{IdentityCache, SharedHttpClient};
 use aws_sdk_ssm::types::{DocumentFormat, InstanceInformation, InstanceInformationStringFilter, PingStatus};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -174,7 +173,11 @@ impl Sdk {
                 "no AWS region: set `region` in the tunnel or in [defaults], or AWS_REGION in the daemon's environment",
             )
         })?;
-        let endpoint = endpoint(config, &region).await?;
+        if let Some(exclusion) = endpoint::exclusion(config, endpoint_url) {
+            let text = format!("{exclusion}; {}", exclusion.remedy());
+            return Err(Failure::new(Class::NeedsChange, text));
+        }
+        let endpoint = endpoint::own(config, &region).await?;
         let names = Names {
             fips: config.use_fips().unwrap_or_default(),
             dual_stack: config.use_dual_stack().unwrap_or_default(),
@@ -337,21 +340,6 @@ impl Sdk {
     }
 }
 
-/// AWS's own address of the API.
-async fn endpoint(config: &SdkConfig, region: &str) -> Result<String, Failure> {
-    let wrong = |error: &dyn std::fmt::Display| {
-        Failure::new(Class::NeedsChange, format!("there is no SSM endpoint for region {region}: {error}"))
-    };
-    let params = Params::builder()
-        .region(region)
-        .set_use_fips(config.use_fips())
-        .set_use_dual_stack(config.use_dual_stack())
-        .build()
-        .map_err(|e| wrong(&e))?;
-    let endpoint = DefaultResolver::new().resolve_endpoint(&params).await.map_err(|e| wrong(&e))?;
-    Ok(endpoint.url().to_owned())
-}
-
 impl Api for Sdk {
     fn start_session<'a>(
         &'a self,
@@ -421,8 +409,10 @@ fn is_online(node: &InstanceInformation) -> bool {
     node.ping_status == Some(PingStatus::Online)
 }
 
+mod endpoint;
 mod inquiry;
 #[cfg(test)]
 mod tests;
 
+pub use endpoint::{Exclusion, excluded};
 pub use inquiry::{Caller, Inquiry, SeenDocument, SeenNode};

@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::reach::block_on;
 use super::{ConfigArg, EXIT_CONFIG};
-use crate::config::{self, Config, Tunnel};
+use crate::aws::sdk::excluded;
+use crate::config::{self, Config, Problem, Problems, Tunnel, problem_text};
 
 /// What `autossm check` takes.
 #[derive(Clone, Debug, Args)]
@@ -32,7 +34,13 @@ Examples:
 /// # Errors
 /// Standard output or standard error cannot be written to.
 pub fn run(args: &CheckArgs) -> io::Result<ExitCode> {
-    let read = config::load(&args.config.path);
+    let mut read = config::load(&args.config.path);
+    if let Ok(config) = &read {
+        let list = block_on(beyond_the_file(config))?;
+        if !list.is_empty() {
+            read = Err(Problems { file: args.config.path.display().to_string(), list });
+        }
+    }
     for warning in read.iter().flat_map(|config| &config.warnings) {
         writeln!(io::stderr().lock(), "warning: {warning}")?;
     }
@@ -48,6 +56,19 @@ pub fn run(args: &CheckArgs) -> io::Result<ExitCode> {
             Ok(ExitCode::from(EXIT_CONFIG))
         }
     }
+}
+
+/// What cannot work together with this process's environment and this user's profiles, which are the daemon's where it is the
+/// daemon's unit that asks.
+async fn beyond_the_file(config: &Config) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for tunnel in &config.tunnels {
+        if let Some(exclusion) = excluded(&tunnel.identity).await {
+            let what = format!("tunnel {}: {exclusion}", problem_text(&tunnel.name));
+            problems.push(Problem { position: None, what, help: exclusion.remedy() });
+        }
+    }
+    problems
 }
 
 /// One line for each tunnel, in columns.

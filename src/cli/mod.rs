@@ -5,6 +5,7 @@ pub mod command;
 mod detail;
 pub mod doctor;
 pub mod drill;
+pub mod environment;
 pub mod events;
 pub mod import;
 pub mod paint;

@@ -199,7 +199,7 @@ pub(super) static KEYS: &[TunnelKey] = &[
             s.endpoint_url = g.text(endpoint::endpoint_url);
         }),
         Absent("AWS's own"),
-        "The SSM API's address, for a VPC endpoint with a private name.",
+        "The SSM API's address, for a VPC endpoint with a private name. Excludes FIPS and dual-stack names (networks.md).",
     )
     .also(&["endpoint", "ssm_endpoint", "url"]),
     TunnelKey::new(

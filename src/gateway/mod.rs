@@ -52,7 +52,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tracing::{Instrument, info_span};
 
-use crate::aws::api::{Api, StartedSession};
+use crate::aws::api::{Api, Names, StartedSession};
 use crate::config::{GatewayMode, StreamEndpoint};
 use crate::network::Network;
 use crate::tunnel::InterruptionCause;
@@ -218,7 +218,7 @@ pub struct PluginAccess {
     pub environment: Vec<(&'static str, SecretString)>,
     /// The StartSession response for the plugin. In `hold` mode its token is a stand-in: the real one stays here.
     pub session: StartedSession,
-    /// The API address handed to the plugin.
+    /// The API address handed to the plugin; empty where it makes one itself.
     pub api_endpoint: String,
     /// Where the gateway listens (loopback).
     pub address: SocketAddr,
@@ -332,6 +332,19 @@ impl PluginAccess {
         // The plugin reaches no proxy for a loopback address, and in hold mode none of its calls must pass us by: there
         // it gets the API's real name, whatever `endpoint_url` says.
         let mut api_endpoint = spec.api.endpoint().to_owned();
+        // Where other names than the usual ones are asked for, the plugin makes them itself, KMS's among them: its SDK (version 2,
+        // since 1.2.804.0) refuses them together with an address that it is given, and then it can neither resume its session
+        // nor end it.
+        let names = spec.api.names();
+        if names.fips {
+            set("AWS_USE_FIPS_ENDPOINT", "true".to_owned());
+        }
+        if names.dual_stack {
+            set("AWS_USE_DUALSTACK_ENDPOINT", "true".to_owned());
+        }
+        if names != Names::default() {
+            api_endpoint.clear();
+        }
         let mut session = spec.session.clone();
         match spec.mode {
             GatewayMode::Hold => {
@@ -340,15 +353,6 @@ impl PluginAccess {
                 // Its calls are answered here, or signed again.
                 set("AWS_ACCESS_KEY_ID", "AKIAAUTOSSMSTANDIN00".to_owned());
                 set("AWS_SECRET_ACCESS_KEY", "stand-in".to_owned());
-                // KMS is called by the name that the plugin's SDK makes. Not where the plugin speaks for itself: its SDK
-                // (version 2, since 1.2.804.0) refuses every call to an endpoint that was given to it, as the API's is.
-                let names = spec.api.names();
-                if names.fips {
-                    set("AWS_USE_FIPS_ENDPOINT", "true".to_owned());
-                }
-                if names.dual_stack {
-                    set("AWS_USE_DUALSTACK_ENDPOINT", "true".to_owned());
-                }
             }
             GatewayMode::Observe => {
                 if let Some(ca_file) = &spec.ca_file {

@@ -53,10 +53,10 @@ pub enum Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let canonical = |name: &HeaderName| match name {
-            &UPGRADE => "Upgrade",
-            &CONNECTION => "Connection",
-            &SEC_WEBSOCKET_EXTENSIONS => "Sec-WebSocket-Extensions",
+        let canonical = |name: &HeaderName| match *name {
+            UPGRADE => "Upgrade",
+            CONNECTION => "Connection",
+            SEC_WEBSOCKET_EXTENSIONS => "Sec-WebSocket-Extensions",
             _ => "Sec-WebSocket-Protocol",
         };
         match self {

@@ -109,7 +109,7 @@ async fn after_plugin(
 ) -> End {
     await_reset(link).await;
     let (ledger, ended) = (&link.route().ledger, &link.route().ended);
-    let standing = flow.standing();
+    let (standing, news) = (flow.standing(), flow.news_at());
     if standing == Standing::Whole {
         return End::Finished;
     }
@@ -120,7 +120,7 @@ async fn after_plugin(
             () = deadline.cancelled() => End::Stopped,
             () = ended.cancelled() => End::Moved,
             () = client.gone(flow.client_fin() || !carried.is_empty()) => End::ClientGone,
-            () = sleep(NEWS) => if standing == Standing::Cut || flow.is_doubtful() { End::Cut } else { End::Finished },
+            () = sleep_until(news) => if standing == Standing::Cut || flow.is_doubtful() { End::Cut } else { End::Finished },
         };
     }
     if standing == Standing::Cut {
@@ -133,7 +133,7 @@ async fn after_plugin(
         () = deadline.cancelled() => End::Stopped,
         () = ended.cancelled() => End::Cut,
         () = ledger.until_closed(link.stream), if ledger.is_kept() => End::Finished,
-        () = sleep(NEWS) => if flow.is_doubtful() { End::Cut } else { End::Finished },
+        () = sleep_until(news) => if flow.is_doubtful() { End::Cut } else { End::Finished },
     }
 }
 

@@ -43,6 +43,66 @@ fn check_lists_the_tunnels_of_a_good_file_in_columns() {
     assert!(lines[2].ends_with("2 sessions  hold  disabled"), "{listing}");
 }
 
+/// Each alone is right, and together no call is ever made.
+#[test]
+fn check_refuses_an_address_beside_names_that_it_excludes() {
+    let tunnel = |name: &str, port, keys: &str| {
+        format!(
+            "[[tunnel]]\nname = \"{name}\"\nlisten = \"127.0.0.1:{port}\"\ntarget = \"i-0123456789abcdef0\"\n\
+             remote_port = 5432\n{keys}\n"
+        )
+    };
+    let given = "endpoint_url = \"https://vpce-1.ssm.us-west-2.vpce.amazonaws.com\"";
+    let (folder, path) = file(&format!(
+        "{}{}{}",
+        tunnel("usual", 1, ""),
+        tunnel("given", 2, given),
+        tunnel("ops", 3, &format!("{given}\nprofile = \"ops\""))
+    ));
+    let aws = folder.path().join("aws");
+    let profile = |text: &str| fs::write(&aws, text).unwrap();
+    let checked = |variables: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_autossm"));
+        command.env_clear().env("AWS_CONFIG_FILE", &aws).envs(variables.iter().copied());
+        let output = command.arg("check").arg("--config").arg(&path).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), said.replace(&format!("{}: ", path.display()), ""))
+    };
+    // Its credentials would have to be fetched: `check` makes no request.
+    profile(
+        "[profile ops]\nsso_session = here\nsso_account_id = 123456789012\nsso_role_name = ops\n\
+         [sso-session here]\nsso_start_url = https://sso.invalid/start\nsso_region = us-west-2\n",
+    );
+    assert_eq!(checked(&[]), (Some(0), String::new()));
+    assert_eq!(checked(&[("AWS_USE_FIPS_ENDPOINT", "false")]), (Some(0), String::new()));
+
+    profile("[profile ops]\nuse_dualstack_endpoint = true\n");
+    let (code, said) = checked(&[]);
+    assert_eq!(code, Some(78), "{said}");
+    assert_eq!(
+        said,
+        "tunnel `ops`: `endpoint_url` and dual-stack names (use_dualstack_endpoint in the profile) exclude each other: \
+         AWS's SDKs refuse every call\n  help: leave out `endpoint_url` to call AWS's own name, or use_dualstack_endpoint \
+         where the address is such a name itself\n"
+    );
+
+    profile("");
+    let (code, said) = checked(&[("AWS_USE_FIPS_ENDPOINT", "true")]);
+    assert_eq!(code, Some(78), "{said}");
+    for tunnel in ["given", "ops"] {
+        let words = format!(
+            "tunnel `{tunnel}`: `endpoint_url` and FIPS names (AWS_USE_FIPS_ENDPOINT in the environment) exclude"
+        );
+        assert!(said.contains(&words), "{said}");
+    }
+    assert!(!said.contains("`usual`"), "{said}");
+
+    let (code, said) =
+        checked(&[("AWS_USE_FIPS_ENDPOINT", "true"), ("AWS_ENDPOINT_URL_SSM", "https://ssm.internal")]);
+    assert_eq!(code, Some(78), "{said}");
+    assert!(said.contains("tunnel `usual`: an address of the API (AWS_ENDPOINT_URL_SSM, "), "{said}");
+}
+
 /// Somebody counts on it; and a default may be meant for the other tunnels.
 #[test]
 fn check_warns_of_a_keep_alive_that_cannot_be_sent() {

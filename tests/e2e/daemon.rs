@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use autossm_lab::Lab;
+use autossm_lab::standin::version::{NEW_LINE, OLD_LINE, named};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -60,20 +61,45 @@ pub fn own_address() -> SocketAddr {
     SocketAddr::from((Ipv4Addr::new(127, 64 | high, low, next), 15432 + u16::from(round)))
 }
 
-/// The plugin that the suite runs with: the stock one where the environment names it, else the stand-in.
+/// The plugin that the suite runs with: the stock one where the environment names it, else the stand-in, of the version that
+/// the environment names or of the old line.
 pub fn plugin() -> PathBuf {
-    if let Some(path) = std::env::var_os("AUTOSSM_TEST_PLUGIN") {
-        return path.into();
-    }
+    chosen_plugin().unwrap_or_else(|| standin(OLD_LINE))
+}
+
+/// The plugins that the tests of what a version changes run with: both lines of the stand-in, where the environment chooses
+/// none.
+pub fn plugins() -> Vec<PathBuf> {
+    chosen_plugin().map_or_else(|| vec![standin(OLD_LINE), standin(NEW_LINE)], |plugin| vec![plugin])
+}
+
+fn chosen_plugin() -> Option<PathBuf> {
+    let stock = std::env::var_os("AUTOSSM_TEST_PLUGIN").map(PathBuf::from);
+    stock.or_else(|| std::env::var("AUTOSSM_TEST_PLUGIN_LINE").ok().map(|version| standin(&version)))
+}
+
+fn standin(version: &str) -> PathBuf {
     let program = std::env::current_exe().expect("this test has a path");
     let folder = program.parent().and_then(Path::parent).expect("target/PROFILE/deps");
     let standin = folder.join("standin-plugin");
     assert!(standin.exists(), "{} is missing: run `cargo test --workspace`", standin.display());
-    standin
+    named(&standin, version).expect("a name beside it")
 }
 
 /// One tunnel to `destination` through `lab`, with further keys.
 pub fn tunnel(lab: &Lab, name: &str, address: SocketAddr, destination: SocketAddr, keys: &str) -> String {
+    tunnel_by(&plugin(), lab, name, address, destination, keys)
+}
+
+/// The same by this plugin.
+pub fn tunnel_by(
+    plugin: &Path,
+    lab: &Lab,
+    name: &str,
+    address: SocketAddr,
+    destination: SocketAddr,
+    keys: &str,
+) -> String {
     format!(
         "[[tunnel]]\nname = \"{name}\"\nlisten = \"{address}\"\ntarget = \"i-0123456789abcdef0\"\n\
          remote_host = \"{}\"\nremote_port = {}\nregion = \"us-west-2\"\nendpoint_url = \"{}\"\n\
@@ -82,7 +108,7 @@ pub fn tunnel(lab: &Lab, name: &str, address: SocketAddr, destination: SocketAdd
         destination.port(),
         lab.api_url(),
         lab.stream_endpoint_ws(),
-        plugin().display(),
+        plugin.display(),
     )
 }
 

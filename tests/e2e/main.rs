@@ -1,5 +1,5 @@
 //! The whole program against the lab. `AUTOSSM_TEST_PLUGIN=/path/to/session-manager-plugin` runs all of it with the
-//! stock plugin instead of the stand-in.
+//! stock plugin instead of the stand-in, `AUTOSSM_TEST_PLUGIN_LINE=1.2.835.0` with the stand-in of the new line.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,11 +18,13 @@ mod daemon;
 mod doctor;
 mod drill;
 mod encrypted;
+mod environment;
 mod faults;
 mod hooks;
 mod hostile;
 mod keepalive;
 mod life;
+mod lines;
 mod middlebox;
 mod misuse;
 mod networks;

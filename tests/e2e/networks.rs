@@ -2,15 +2,20 @@
 //! environment says so; the names are the service's own.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use autossm_lab::Lab;
 use autossm_lab::options::Options;
 use autossm_lab::proxy::Proxy;
+use nix::unistd::Pid;
+use procfs::net::TcpState;
+use procfs::process::{FDTarget, Process};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
-use crate::daemon::{Daemon, PATIENCE, PROGRAM, own_address, plugin};
+use crate::daemon::{Daemon, PATIENCE, PROGRAM, own_address, plugin, plugins};
 use crate::observe::quiet;
 
 const USER: &str = "corp:p@ss word";
@@ -27,12 +32,16 @@ async fn network(region: &str, stream_host: Option<&str>) -> (Lab, Proxy) {
 
 /// A tunnel that names nothing but its region and these keys.
 fn config(lab: &Lab, region: &str, address: SocketAddr, keys: &str) -> String {
+    config_by(&plugin(), lab, region, address, keys)
+}
+
+fn config_by(plugin: &Path, lab: &Lab, region: &str, address: SocketAddr, keys: &str) -> String {
     format!(
         "[[tunnel]]\nname = \"echo\"\nlisten = \"{address}\"\ntarget = \"i-0123456789abcdef0\"\nremote_host = \"{}\"\n\
          remote_port = {}\nregion = \"{region}\"\nplugin = \"{}\"\n{keys}\n",
         lab.echo_addr().ip(),
         lab.echo_addr().port(),
-        plugin().display(),
+        plugin.display(),
     )
 }
 
@@ -47,7 +56,10 @@ fn behind(lab: &Lab, user: &str, proxy: &Proxy) -> Command {
 }
 
 async fn echo(address: SocketAddr) {
-    let mut stream = TcpStream::connect(address).await.unwrap();
+    ping(&mut TcpStream::connect(address).await.unwrap()).await;
+}
+
+async fn ping(stream: &mut TcpStream) {
     stream.write_all(b"ping").await.unwrap();
     let mut back = [0; 4];
     tokio::time::timeout(PATIENCE, stream.read_exact(&mut back)).await.expect("an echo").unwrap();
@@ -56,6 +68,7 @@ async fn echo(address: SocketAddr) {
 
 /// Up, through an hourly close, and down again, by these names.
 async fn goes_by(
+    plugin: &Path,
     region: &str,
     variable: Option<&str>,
     keys: &str,
@@ -69,7 +82,7 @@ async fn goes_by(
         command.env(variable, "true");
     }
     let address = own_address();
-    let daemon = Daemon::start_with(command, address, &config(&lab, region, address, keys));
+    let daemon = Daemon::start_with(command, address, &config_by(plugin, &lab, region, address, keys));
     daemon.event("ready").await;
     echo(address).await;
     if keys.contains("observe") {
@@ -92,7 +105,7 @@ async fn goes_by(
     for secret in ["p@ss word", "p%40ss", "Y29ycDpwQHNzIHdvcmQ"] {
         assert!(!log.iter().any(|line| line.text.contains(secret)), "the proxy's password in the log");
     }
-    println!("{region} {variable:?} {keys}: {}", names.join(", "));
+    println!("{region} {variable:?} {keys}: {}, {}", names.join(", "), plugin.display());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -110,18 +123,21 @@ async fn everything_goes_through_the_proxy_by_its_own_name() {
         ("us-gov-west-1", None, "ssm.us-gov-west-1.amazonaws.com", "ssmmessages.us-gov-west-1.amazonaws.com"),
         ("cn-north-1", None, "ssm.cn-north-1.amazonaws.com.cn", "ssmmessages.cn-north-1.amazonaws.com.cn"),
     ] {
-        goes_by(region, variable, "", api, stream, Some(stream)).await;
+        goes_by(&plugin(), region, variable, "", api, stream, Some(stream)).await;
     }
 }
 
-/// The plugin calls KMS, and knows of the environment only what it is told.
+/// The plugin calls KMS, and knows of the environment only what it is told. In observe mode it does so by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kms_is_called_by_the_name_that_is_asked_for() {
     let region = "us-west-2";
-    for (variable, kms) in [
-        (None, "kms.us-west-2.amazonaws.com"),
-        (Some("AWS_USE_FIPS_ENDPOINT"), "kms-fips.us-west-2.amazonaws.com"),
-        (Some("AWS_USE_DUALSTACK_ENDPOINT"), "kms.us-west-2.api.aws"),
+    let observe = "gateway = \"observe\"";
+    for (variable, kms, keys) in [
+        (None, "kms.us-west-2.amazonaws.com", ""),
+        (Some("AWS_USE_FIPS_ENDPOINT"), "kms-fips.us-west-2.amazonaws.com", ""),
+        (Some("AWS_USE_DUALSTACK_ENDPOINT"), "kms.us-west-2.api.aws", ""),
+        (None, "kms.us-west-2.amazonaws.com", observe),
+        (Some("AWS_USE_FIPS_ENDPOINT"), "kms-fips.us-west-2.amazonaws.com", observe),
     ] {
         let kms_key =
             Some("arn:aws:kms:us-west-2:111122223333:key/01234567-89ab-cdef-0123-456789abcdef".into());
@@ -132,7 +148,7 @@ async fn kms_is_called_by_the_name_that_is_asked_for() {
             command.env(variable, "true");
         }
         let address = own_address();
-        let daemon = Daemon::start_with(command, address, &config(&lab, region, address, ""));
+        let daemon = Daemon::start_with(command, address, &config(&lab, region, address, keys));
         daemon.event("ready").await;
         echo(address).await;
         let asked: Vec<_> = proxy.asked().into_iter().filter(|name| name.starts_with("kms")).collect();
@@ -144,11 +160,115 @@ async fn kms_is_called_by_the_name_that_is_asked_for() {
     }
 }
 
-/// The plugin makes its own connections there, through ours.
+/// The plugin makes its own connections there, through ours, and its own names.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plugin_that_is_only_watched_goes_through_the_proxy_too() {
-    let (api, stream) = ("ssm.us-west-2.amazonaws.com", "ssmmessages.us-west-2.amazonaws.com");
-    goes_by("us-west-2", None, "gateway = \"observe\"", api, stream, None).await;
+    let west = "us-west-2";
+    for plugin in plugins() {
+        for (variable, api, stream) in [
+            (None, "ssm.us-west-2.amazonaws.com", "ssmmessages.us-west-2.amazonaws.com"),
+            (
+                Some("AWS_USE_FIPS_ENDPOINT"),
+                "ssm-fips.us-west-2.amazonaws.com",
+                "ssmmessages-fips.us-west-2.amazonaws.com",
+            ),
+            (Some("AWS_USE_DUALSTACK_ENDPOINT"), "ssm.us-west-2.api.aws", "ssmmessages.us-west-2.api.aws"),
+        ] {
+            goes_by(&plugin, west, variable, "gateway = \"observe\"", api, stream, Some(stream)).await;
+        }
+    }
+}
+
+/// Cuts the plugin's connection for its data channel, as if the kernel had: it has to resume by itself.
+fn cut_from_gateway(plugin: Pid) -> std::io::Result<()> {
+    let connections = procfs::net::tcp().unwrap();
+    let plugin = Process::new(plugin.as_raw()).unwrap();
+    let handle = pidfd_open(rustix::process::Pid::from_raw(plugin.pid).unwrap(), PidfdFlags::empty())?;
+    for fd in plugin.fd().unwrap().flatten() {
+        let FDTarget::Socket(inode) = fd.target else { continue };
+        // Its clients come to it from the same host: of the gateway is what it has made itself, to a port on which it does not listen.
+        let goes_out = connections.iter().any(|one| {
+            one.inode == inode
+                && one.remote_address.port() != 0
+                && !connections.iter().any(|other| {
+                    other.state == TcpState::Listen && other.local_address.port() == one.local_address.port()
+                })
+        });
+        if goes_out {
+            let socket = pidfd_getfd(&handle, fd.fd, PidfdGetfdFlags::empty())?;
+            rustix::net::shutdown(&socket, rustix::net::Shutdown::Both)?;
+        }
+    }
+    Ok(())
+}
+
+/// In hold mode its call is answered by the gateway, whichever name the plugin makes; were it to fail, the session would be
+/// lost with all its connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugin_mends_its_own_connection_under_every_name() {
+    for plugin in plugins() {
+        for variable in [None, Some("AWS_USE_FIPS_ENDPOINT"), Some("AWS_USE_DUALSTACK_ENDPOINT")] {
+            let (lab, proxy) = network("us-west-2", None).await;
+            let mut command = behind(&lab, ENCODED, &proxy);
+            if let Some(variable) = variable {
+                command.env(variable, "true");
+            }
+            let address = own_address();
+            let config = config_by(&plugin, &lab, "us-west-2", address, "");
+            let daemon = Daemon::start_with(command, address, &config);
+            daemon.event("ready").await;
+            let mut client = TcpStream::connect(address).await.unwrap();
+            ping(&mut client).await;
+            // All is acknowledged: what a plugin sends while it has no connection is its end.
+            lab.wait_for("quiet", PATIENCE, |status| {
+                status.sessions.values().all(|session| session.unacknowledged == 0)
+            })
+            .await
+            .unwrap();
+            let before = daemon.plugin().await;
+            if let Err(error) = cut_from_gateway(before) {
+                daemon.stop(&lab).await;
+                return crate::tools::missing(&format!(
+                    "a plugin that loses its connection: this user may not reach into another process ({error})"
+                ));
+            }
+            daemon
+                .logged("the plugin's second data channel", |log| {
+                    let opened = "the plugin has opened its data channel";
+                    log.iter().filter(|line| line.fields["message"] == opened).count() == 2
+                })
+                .await;
+            ping(&mut client).await;
+            assert_eq!(daemon.plugin().await, before, "{plugin:?} {variable:?}");
+            let status = lab.status();
+            assert_eq!((status.start.processed, status.resume.processed, status.opened), (1, 0, 1));
+            daemon.stop(&lab).await;
+        }
+    }
+}
+
+/// Neither AWS's SDK nor the plugin's makes a call with both; nothing but a change helps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_and_other_names_exclude_each_other() {
+    let lab = Lab::start(Options::default()).await.unwrap();
+    for (variable, words) in [
+        ("AWS_USE_FIPS_ENDPOINT", "`endpoint_url` and FIPS names (AWS_USE_FIPS_ENDPOINT in the environment)"),
+        (
+            "AWS_USE_DUALSTACK_ENDPOINT",
+            "`endpoint_url` and dual-stack names (AWS_USE_DUALSTACK_ENDPOINT in the",
+        ),
+    ] {
+        let address = own_address();
+        let keys = format!("endpoint_url = \"{}\"", lab.api_url());
+        let mut command = Command::new(PROGRAM);
+        command.env_clear().env(variable, "true");
+        let daemon = Daemon::start_with(command, address, &config(&lab, "us-west-2", address, &keys));
+        let failed = daemon.event("failed").await;
+        assert_eq!(failed.field("class"), "needs a change", "{}", failed.text);
+        assert!(failed.field("reason").starts_with(words), "{}", failed.text);
+        daemon.stop(&lab).await;
+    }
+    assert_eq!(lab.status().start.processed, 0);
 }
 
 /// A VPC endpoint without private DNS has names of its own; the stream URL's host stays in the request.
@@ -159,7 +279,7 @@ async fn vpc_endpoints_go_by_their_names() {
         "vpce-0f9e8d7c-6b5a.ssmmessages.us-west-2.vpce.amazonaws.com",
     );
     let keys = format!("endpoint_url = \"https://{api}\"\nstream_endpoint = \"wss://{stream}\"");
-    goes_by("us-west-2", None, &keys, api, stream, None).await;
+    goes_by(&plugin(), "us-west-2", None, &keys, api, stream, None).await;
 }
 
 /// The proxy itself is spoken to over TLS, and TLS with the service goes through that.

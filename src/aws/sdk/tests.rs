@@ -175,7 +175,8 @@ async fn what_answers_in_the_services_place_is_told_with_what_to_do() {
         let role = Identity { role_arn: Some("arn:aws:iam::111122223333:role/r".into()), ..identity() };
         let keys = Credentials::new("AKIDEXAMPLE", "secret-key", None, None, "test");
         let failure = service.api_of(role, keys).credentials().await.unwrap_err();
-        if headers != &[("content-type", "text/plain")] && !headers.is_empty() {
+        let suspect = |(name, value): &(&str, &str)| *name == "location" || value.starts_with("text/html");
+        if headers.iter().any(suspect) {
             assert!(
                 failure.text.starts_with(&format!("credentials: {host} has answered with ")),
                 "{failure}"
@@ -520,7 +521,37 @@ async fn every_partition_has_its_own_endpoint() {
         ("us-iso-east-1", false, false, "ssm.us-iso-east-1.c2s.ic.gov"),
     ] {
         let config = SdkConfig::builder().use_fips(fips).use_dual_stack(dual_stack).build();
-        let found = endpoint(&config, region).await.unwrap();
+        let found = endpoint::own(&config, region).await.unwrap();
         assert_eq!(found, format!("https://{expected}"), "{region}, FIPS {fips}, dual stack {dual_stack}");
+    }
+}
+
+/// They would be refused by the SDK at each call, as if the network had failed.
+#[tokio::test]
+async fn an_address_that_is_given_excludes_other_names() {
+    for (fips, dual_stack, words) in [
+        (true, false, "`endpoint_url` and FIPS names (use_fips_endpoint in the profile)"),
+        (false, true, "`endpoint_url` and dual-stack names (use_dualstack_endpoint in the profile)"),
+    ] {
+        let config = || {
+            SdkConfig::builder()
+                .behavior_version(BehaviorVersion::latest())
+                .region(Region::new("us-west-2"))
+                .use_fips(fips)
+                .use_dual_stack(dual_stack)
+        };
+        let sdk = async |config: &SdkConfig, endpoint_url| {
+            let source = Source::new(identity(), config.clone());
+            Sdk::new(config, endpoint_url, source, Arc::default()).await
+        };
+        let own = config().build();
+        assert!(sdk(&own, None).await.is_ok());
+        let failure = sdk(&own, Some("https://ssm.internal")).await.err().unwrap();
+        assert_eq!(failure.class, Class::NeedsChange);
+        assert!(failure.text.starts_with(words) && failure.text.contains("leave out"), "{failure}");
+        let given = config().endpoint_url("https://ssm.internal").build();
+        let failure = sdk(&given, None).await.err().unwrap();
+        assert_eq!(failure.class, Class::NeedsChange);
+        assert!(failure.text.contains("AWS_ENDPOINT_URL"), "{failure}");
     }
 }

@@ -76,7 +76,7 @@ mod tests {
 
     /// Reads when there is something, as the proxy does.
     async fn read(unread: &Unread, socket: &UnixStream) -> Vec<u8> {
-        let mut buffer = [0; 64 << 10];
+        let mut buffer = vec![0; CHUNK];
         loop {
             socket.readable().await.unwrap();
             match unread.try_read(socket, &mut buffer) {

@@ -122,6 +122,11 @@ impl<'a> Flow<'a> {
         }
     }
 
+    /// When it would be known that the plugin has died, if that is why it has closed the connection.
+    pub(super) fn news_at(&self) -> Instant {
+        self.closed.as_ref().map_or_else(Instant::now, |closed| closed.at) + NEWS
+    }
+
     /// Whether the agent has sent more than has come, or nobody can say.
     pub(super) fn lacks_something(&self) -> bool {
         let missed = match self.ledger.answer(self.stream) {
