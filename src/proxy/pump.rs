@@ -15,6 +15,7 @@
 //! An answer is whole when the agent has ended it and every byte of it has come ([`Answer`](crate::gateway::ledger::Answer)).
 //! The plugin's end alone says nothing: it ends a connection in the same way when it dies.
 
+mod backlog;
 mod flow;
 mod silence;
 

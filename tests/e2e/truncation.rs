@@ -301,6 +301,24 @@ async fn answers_that_were_repaired_are_told_to_be_complete() {
     daemon.stop(&lab).await;
 }
 
+/// Thousands of messages wait behind those that the agent sends again one by one: its frames are followed all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_with_a_long_gap_is_told_to_be_complete() {
+    const LENGTH: usize = 6 << 20;
+    let (lab, folder) = (Mode::Hold.lab().await, folder());
+    let daemon = Mode::Hold.daemon(&lab, &folder.path().join("bulk.sock"), "").await;
+    let (come, mut comes) = watch::channel(0);
+    let ended = tokio::spawn(ask(TcpStream::connect(daemon.address).await.unwrap(), LENGTH, come));
+    comes.wait_for(|come| *come >= SOME).await.unwrap();
+    let loss = Loss { output: 1.0, ..Loss::default() };
+    lab.set_for(Fault::LostMessages(loss), Duration::from_millis(60)).await.unwrap();
+    let ended = tokio::time::timeout(PATIENCE, ended).await.expect("an end").unwrap();
+    assert_eq!(ended, Ended::Told(LENGTH), "{}", daemon.tail());
+    let log = daemon.stop(&lab).await;
+    let lost = log.iter().find(|line| line.text.contains("cannot be followed"));
+    assert!(lost.is_none(), "{lost:?}");
+}
+
 /// A destination without an answer: it hangs up at once, or cannot be reached. As with the bare plugin its end is an end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_end_of_a_destination_that_says_nothing_is_told() {

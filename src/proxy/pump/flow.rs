@@ -11,6 +11,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::backlog::Backlog;
 use super::{End, NEWS};
 use crate::gateway::ledger::{Answer, Ledger};
 use crate::proxy::buffer::{Buffer, CHUNK};
@@ -410,35 +411,5 @@ fn written(result: io::Result<usize>) -> io::Result<usize> {
     match result {
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
         other => other,
-    }
-}
-
-/// Bytes whose receiver was not ready for them, at most [`CHUNK`]. An idle connection has no memory here.
-#[derive(Default)]
-struct Backlog {
-    bytes: Vec<u8>,
-    from: usize,
-}
-
-impl Backlog {
-    fn rest(&self) -> Option<&[u8]> {
-        self.bytes.get(self.from..).filter(|rest| !rest.is_empty())
-    }
-
-    fn keep(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
-    }
-
-    fn advance(&mut self, bytes: usize) {
-        self.from += bytes;
-        if self.rest().is_none() {
-            *self = Self::default();
-        }
-    }
-
-    fn take(&mut self) -> Vec<u8> {
-        let mut bytes = std::mem::take(self);
-        bytes.bytes.drain(..bytes.from);
-        bytes.bytes
     }
 }
