@@ -34,7 +34,7 @@ use super::agent_clock;
 use super::breach::Breach;
 use super::ledger::Ledger;
 use super::link::{Connection, Link, Lost, Received};
-use super::liveness::{Lasting, Lives, PingClock, Verdict};
+use super::liveness::{End, Lasting, Lives, PingClock, Verdict};
 use super::relay::Relay;
 use super::upstream::{Backoff, Dialler, OpeningMessage, Outcome, Ticket};
 
@@ -340,7 +340,7 @@ impl Channel {
         }
         // One that is closed as soon as it is open must not be opened again and again without a pause.
         let lasted = now.saturating_duration_since(service.opened);
-        if self.lives.ended(now, lasted, service.brought_anything) {
+        if self.lives.ended(now, lasted, End::of_code(lost.code), service.brought_anything) {
             self.backoff = Backoff::default();
         } else {
             self.backoff.failed();
