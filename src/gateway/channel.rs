@@ -41,7 +41,7 @@ use super::agent_clock;
 use super::breach::Breach;
 use super::ledger::Ledger;
 use super::link::{Connection, Link, Lost, Received};
-use super::liveness::{Lasting, Lives, PingClock, Verdict};
+use super::liveness::{End, Lasting, Lives, PingClock, Verdict};
 use super::message::{Kind, View};
 use super::relay::Relay;
 use super::upstream::{Backoff, Commitment, Dialler, OpeningMessage, Outcome, Ticket};
@@ -438,16 +438,16 @@ impl Channel {
         self.down.get_or_insert(now);
         self.told = None;
         if self.opening.is_none() {
-            self.pause_by(now, &service);
+            self.pause_by(now, &service, End::of_code(lost.code));
             self.open();
         }
         self.tell(Some(Event::ChannelClosed { code: lost.code, reason: lost.reason })).await;
     }
 
     /// One that is closed as soon as it is open must not be opened again and again without a pause.
-    fn pause_by(&mut self, now: Instant, service: &Service) {
+    fn pause_by(&mut self, now: Instant, service: &Service, end: End) {
         let lasted = now.saturating_duration_since(service.opened);
-        if self.lives.ended(now, lasted, service.brought_anything) {
+        if self.lives.ended(now, lasted, end, service.brought_anything) {
             self.backoff = Backoff::default();
         } else {
             self.backoff.failed();
@@ -512,7 +512,7 @@ impl Channel {
     fn unanswered(&mut self, now: Instant) {
         let Some(mut service) = self.service.take() else { return };
         if !std::mem::replace(&mut service.unanswered, true) && self.opening.is_none() && !self.ended {
-            self.pause_by(now, &service);
+            self.pause_by(now, &service, End::Cut);
             self.open();
         }
         self.service = Some(service);

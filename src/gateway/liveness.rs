@@ -54,48 +54,87 @@ impl PingClock {
 
 /// A connection that lasted so long was a good one.
 const GOOD: Duration = Duration::from_secs(5);
-/// One that lasted so long, and brought anything, may be followed at once.
-const GOOD_WITH_DATA: Duration = Duration::from_secs(1);
+/// One that lasted so long, and brought anything or was closed by the service, may be followed at once.
+const GOOD_ENOUGH: Duration = Duration::from_secs(1);
 /// One that did not last so long was short.
 const SHORT: Duration = Duration::from_millis(2500);
 /// So many short ones …
 const SHORT_LIVES: usize = 5;
+/// … or so many that lasted a little and were closed by the service …
+const SHORT_CLOSED: usize = 20;
 /// … within this time are no misfortune.
 const WITHIN: Duration = Duration::from_secs(60);
 /// After so much of that, each new connection counts only when it has proven good.
 const FOR_LONG: Duration = Duration::from_secs(30);
 
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The service has closed it normally, as it does every hour: it is there, and wants it opened again.
+    Closed,
+    /// In any other way, by whoever is on the way there.
+    Cut,
+}
+
+impl End {
+    /// By the close frame's code, where there was one.
+    pub fn of_code(code: Option<u16>) -> Self {
+        if code == Some(1000) { Self::Closed } else { Self::Cut }
+    }
+}
+
 /// How long connections last, one after the other. Something on the way that kills each of them when it has just begun to
-/// bring something would have them opened anew for ever, without a pause.
+/// bring something would have them opened anew for ever, without a pause; and a service that closes them as soon as it has
+/// accepted them must not be asked for ever either.
 #[derive(Debug, Default)]
 pub struct Lives {
-    short: VecDeque<Instant>,
+    short: Recent<SHORT_LIVES>,
+    closed: Recent<SHORT_CLOSED>,
     /// Since when there are too many short ones. A good one ends that.
     flapping: Option<Instant>,
 }
 
 impl Lives {
     /// One has ended that had lasted so long. Returns whether the next one is to be opened at once.
-    pub fn ended(&mut self, now: Instant, lasted: Duration, brought_anything: bool) -> bool {
+    pub fn ended(&mut self, now: Instant, lasted: Duration, end: End, brought_anything: bool) -> bool {
         if lasted >= GOOD {
             *self = Self::default();
             return true;
         }
-        self.short.retain(|at| now.saturating_duration_since(*at) < WITHIN);
+        let good_enough = lasted >= GOOD_ENOUGH;
         if lasted < SHORT {
-            if self.short.len() == SHORT_LIVES {
-                self.short.pop_front();
+            let too_many = match end {
+                End::Closed if good_enough => self.closed.is_one_too_many(now),
+                _ => self.short.is_one_too_many(now),
+            };
+            if too_many {
                 self.flapping.get_or_insert(now);
             }
-            self.short.push_back(now);
         }
-        brought_anything && lasted >= GOOD_WITH_DATA && self.flapping.is_none()
+        good_enough && (brought_anything || end == End::Closed) && self.flapping.is_none()
     }
 
     /// Whether a connection that was opened then can be relied upon.
     pub fn trusts(&self, now: Instant, opened: Instant) -> bool {
         let for_long = self.flapping.is_some_and(|at| now.saturating_duration_since(at) >= FOR_LONG);
         !for_long || now.saturating_duration_since(opened) >= GOOD
+    }
+}
+
+/// When something has happened, the last `MOST` times within [`WITHIN`].
+#[derive(Debug, Default)]
+struct Recent<const MOST: usize>(VecDeque<Instant>);
+
+impl<const MOST: usize> Recent<MOST> {
+    /// It has happened again. Returns whether that is more often than `MOST` times.
+    fn is_one_too_many(&mut self, now: Instant) -> bool {
+        self.0.retain(|at| now.saturating_duration_since(*at) < WITHIN);
+        let full = self.0.len() == MOST;
+        if full {
+            self.0.pop_front();
+        }
+        self.0.push_back(now);
+        full
     }
 }
 
@@ -170,7 +209,7 @@ mod tests {
             let for_long = sixth.is_some_and(|sixth| now >= sixth + FOR_LONG);
             assert_eq!(lives.trusts(now, now), !for_long, "{nth}");
             now += lasts;
-            assert_eq!(lives.ended(now, lasts, true), nth <= 5, "{nth}");
+            assert_eq!(lives.ended(now, lasts, End::Cut, true), nth <= 5, "{nth}");
             if nth >= 6 {
                 sixth.get_or_insert(now);
                 // The pause.
@@ -179,8 +218,74 @@ mod tests {
         }
         let opened = now;
         assert!(!lives.trusts(now, opened) && lives.trusts(now + GOOD, opened), "until one has proven good");
-        assert!(lives.ended(now + GOOD, GOOD, false));
-        assert!(lives.trusts(now + GOOD, now + GOOD) && lives.ended(now + GOOD * 2, lasts, true));
+        assert!(lives.ended(now + GOOD, GOOD, End::Cut, false));
+        assert!(lives.trusts(now + GOOD, now + GOOD) && lives.ended(now + GOOD * 2, lasts, End::Cut, true));
+    }
+
+    /// For how many of `times` connections, each of which lasts so long and is then closed by the service, the next one is
+    /// opened at once, with the pauses of an upstream between the others.
+    fn at_once(lives: &mut Lives, now: &mut Instant, lasts: Duration, times: u32) -> u32 {
+        let (mut at_once, mut failures) = (0, 0);
+        for _ in 0..times {
+            *now += lasts;
+            if lives.ended(*now, lasts, End::Closed, false) {
+                (at_once, failures) = (at_once + 1, 0);
+            } else {
+                failures += 1;
+                *now += (SECOND / 5 * 2u32.pow(failures.min(10) - 1)).min(SECOND * 4);
+            }
+        }
+        at_once
+    }
+
+    /// The service is there and says that it wants the channel opened again: whether it has brought anything, which only
+    /// clients bring about, makes no difference.
+    #[test]
+    fn connections_that_the_service_closes_young_are_opened_at_once() {
+        let (mut lives, mut now) = (Lives::default(), Instant::now());
+        assert_eq!(at_once(&mut lives, &mut now, SECOND * 3 / 2, 20), 20);
+        assert!(lives.trusts(now, now));
+        // After a quiet minute there may be as many again, and a day of one every few seconds.
+        now += WITHIN;
+        assert_eq!(at_once(&mut lives, &mut now, SECOND, 20), 20);
+        now += WITHIN;
+        assert_eq!(at_once(&mut lives, &mut now, SECOND * 3, 86_400 / 3), 86_400 / 3);
+        // Cuts in between are counted for themselves.
+        for _ in 0..5 {
+            now += SECOND;
+            assert!(lives.ended(now, SECOND, End::Closed, false));
+            now += SECOND;
+            assert!(lives.ended(now, SECOND, End::Cut, true));
+        }
+        assert!(!lives.ended(now, SECOND, End::Cut, true), "the sixth");
+    }
+
+    /// For ever, that is.
+    #[test]
+    fn a_service_that_closes_what_it_has_accepted_is_not_hammered() {
+        let hour = SECOND * 3600;
+        for (lasts, most) in [(Duration::ZERO, 0), (SECOND / 2, 0), (SECOND, 20), (SECOND * 2, 20)] {
+            let (mut lives, mut now) = (Lives::default(), Instant::now());
+            let began = now;
+            let (mut opened, mut followed) = (0, 0);
+            while now < began + hour {
+                followed += at_once(&mut lives, &mut now, lasts, 100);
+                opened += 100;
+            }
+            assert!(followed <= most, "{lasts:?}: {followed} at once");
+            // The longest pause is 4 s.
+            assert!(opened <= 1000, "{lasts:?}: opened {opened} times in an hour");
+            assert!(!lives.trusts(now, now), "{lasts:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_services_own_normal_close_is_one() {
+        for (code, end) in
+            [(Some(1000), End::Closed), (Some(1001), End::Cut), (Some(1011), End::Cut), (None, End::Cut)]
+        {
+            assert_eq!(End::of_code(code), end);
+        }
     }
 
     /// What is closed every few seconds, or now and then, is opened at once each time.
@@ -190,12 +295,13 @@ mod tests {
             let (mut now, mut lives) = (Instant::now(), Lives::default());
             for _ in 0..40 {
                 now += lasts + pause;
-                assert!(lives.ended(now, lasts, true));
+                assert!(lives.ended(now, lasts, End::Cut, true));
             }
         }
         let (mut lives, now) = (Lives::default(), Instant::now());
-        assert!(!lives.ended(now, SECOND * 3, false), "nothing came of it");
-        assert!(!lives.ended(now, SECOND / 2, true), "closed at once");
+        assert!(!lives.ended(now, SECOND * 3, End::Cut, false), "nothing came of it");
+        assert!(!lives.ended(now, SECOND / 2, End::Cut, true), "cut at once");
+        assert!(!lives.ended(now, SECOND / 2, End::Closed, true), "closed at once");
     }
 
     #[test]

@@ -11,6 +11,7 @@
 mod browser;
 mod bytes;
 mod clients;
+mod closes;
 mod control;
 mod cost;
 mod credentials;

@@ -387,8 +387,9 @@ fn a_host_with_ipv6_alone_is_as_good() {
     let hosts = folder.path().join("hosts");
     let names = "ssm.us-west-2.amazonaws.com ssmmessages.us-west-2.amazonaws.com";
     std::fs::write(&hosts, format!("::1 localhost\n127.0.0.1 localhost\n{SERVICE} {names}\n")).unwrap();
+    // Without `nodad` the address is tentative, and not to be bound, until the kernel comes round to it.
     let prepare = format!(
-        "mount --bind {} /etc/hosts && ip link set lo up && ip addr add {SERVICE}/128 dev lo",
+        "mount --bind {} /etc/hosts && ip link set lo up && ip addr add {SERVICE}/128 dev lo nodad",
         hosts.display()
     );
     let possible = std::process::Command::new("unshare")

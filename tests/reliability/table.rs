@@ -152,8 +152,7 @@ pub fn rows() -> Vec<Row> {
 fn life() -> Vec<Row> {
     let pause = |milliseconds| Step::Pause(Duration::from_millis(milliseconds));
     vec![
-        // In observe mode the plugin resumes by itself, and dies of what it was just about to send: it is chance whether. Data channels
-        // that last for less than 2.5 s would be followed by pauses.
+        // In observe mode the plugin resumes by itself, and dies of what it was just about to send: it is chance whether.
         row(
             "data channels closed ten times, 3 s apart",
             [Step::Close, pause(3000)],

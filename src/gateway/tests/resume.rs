@@ -102,18 +102,24 @@ async fn the_next_attempt_is_told_after_each_failure() {
     drop(plugin);
 }
 
-/// A connection that brings nothing and is closed at once is followed by a pause.
+/// A connection that brings nothing and is closed at once is followed by a pause, however politely it is closed.
 #[tokio::test]
 async fn a_service_that_closes_at_once_is_not_asked_without_pause() {
-    let mut bench = Bench::new(GatewayMode::Hold).await;
-    let (_plugin, service) = bench.opened().await;
-    let closed = std::time::Instant::now();
-    drop(service);
-    let (service, ..) = bench.service.accept().await;
-    assert!(closed.elapsed() >= Duration::from_millis(100), "half of 200 ms");
-    drop(service);
-    let (_service, ..) = bench.service.accept().await;
-    assert!(closed.elapsed() >= Duration::from_millis(300), "and half of 400 ms");
+    for politely in [false, true] {
+        let mut bench = Bench::new(GatewayMode::Hold).await;
+        let (_plugin, mut service) = bench.opened().await;
+        let closed = std::time::Instant::now();
+        for at_least in [100, 300] {
+            if politely {
+                let bye = CloseFrame { code: CloseCode::Normal, reason: "Bye".into() };
+                service.close(Some(bye)).await.unwrap();
+            }
+            drop(service);
+            (service, ..) = bench.service.accept().await;
+            // Half of 200 ms, and half of 400 ms.
+            assert!(closed.elapsed() >= Duration::from_millis(at_least), "{politely} {at_least}");
+        }
+    }
 }
 
 /// Something on the way kills each data channel after a second.
