@@ -331,7 +331,8 @@ pub(super) static KEYS: &[TunnelKey] = &[
         "When nothing has flowed for this long, an empty message goes to the agent: the account's idle timeout does not \
          run out, and an agent that is gone is noticed, within this time and 15 s. (Connections that its session was given \
          before wait for it, and are cut after `resume_for`.) The destination sees nothing of it. Choose at most half \
-         the idle timeout.",
+         the idle timeout. (A plugin that was built from source needs one every 10 s, and gets it in any case: agents end its \
+         sessions otherwise.)",
     )
     .also(&["server_alive_interval", "idle_timeout", "heartbeat"]),
     TunnelKey::new(

@@ -18,6 +18,8 @@ pub const GONE_AFTER: Duration = Duration::from_secs(100);
 /// After a data channel was opened again, what the agent has sent meanwhile takes this long beyond its first sign of life
 /// to show whether something of it is missing.
 const SETTLING: Duration = Duration::from_millis(100);
+/// An agent that expects frames of its client looks every 30 s whether there was one.
+const EXPECTED: Duration = Duration::from_secs(10);
 
 /// What is known of the agent's life.
 #[derive(Debug)]
@@ -32,6 +34,10 @@ pub struct AgentClock {
     away: Option<Instant>,
     silent: bool,
     proof: Proof,
+    /// Whether it expects frames of its client, whatever it sends itself.
+    expects: bool,
+    /// When it has taken something last; `None` before the handshake is complete.
+    taken: Option<Instant>,
 }
 
 /// Whether the agent has been heard of since the data channel was opened again: the service accepts one whether there is
@@ -49,12 +55,27 @@ enum Proof {
 impl AgentClock {
     /// Of a session whose handshake is not complete.
     pub fn new(keepalive: Option<Duration>) -> Self {
-        Self { keepalive, flowed: None, waiting: None, away: None, silent: false, proof: Proof::NotNeeded }
+        Self {
+            keepalive,
+            flowed: None,
+            waiting: None,
+            away: None,
+            silent: false,
+            proof: Proof::NotNeeded,
+            expects: false,
+            taken: None,
+        }
     }
 
     /// The handshake is complete.
     pub fn begin(&mut self, now: Instant) {
         self.flowed.get_or_insert(now);
+        self.taken.get_or_insert(now);
+    }
+
+    /// The agent ends the session if no frames of its client come.
+    pub fn expects_frames(&mut self) {
+        self.expects = true;
     }
 
     /// Stream data has come from the agent.
@@ -72,6 +93,7 @@ impl AgentClock {
     /// The agent has acknowledged something new; `awaited`: more of what was sent has to be acknowledged.
     pub fn acknowledged(&mut self, now: Instant, awaited: bool) {
         self.flowed(now);
+        self.taken = self.taken.map(|_| now);
         self.away = None;
         self.silent = false;
         self.waiting = awaited.then_some(now);
@@ -135,9 +157,11 @@ impl AgentClock {
         }
     }
 
-    /// When a keep-alive is due.
+    /// When a keep-alive is due. What the agent sends is no frame of its client's.
     pub fn keep_alive_at(&self) -> Option<Instant> {
-        Some(self.flowed? + self.keepalive?)
+        let idle = self.flowed.zip(self.keepalive).map(|(flowed, keepalive)| flowed + keepalive);
+        let expected = self.taken.filter(|_| self.expects).map(|taken| taken + EXPECTED);
+        [idle, expected].into_iter().flatten().min()
     }
 
     /// When the agent's silence has lasted too long.
@@ -169,7 +193,7 @@ impl AgentClock {
 
     /// Whether keep-alives are wanted at all.
     pub fn asks(&self) -> bool {
-        self.keepalive.is_some()
+        self.keepalive.is_some() || self.expects
     }
 }
 
@@ -205,6 +229,20 @@ mod tests {
         let mut off = AgentClock::new(None);
         off.begin(now);
         assert_eq!(off.keep_alive_at(), None);
+    }
+
+    #[test]
+    fn what_the_agent_sends_is_no_frame_of_its_clients() {
+        for keepalive in [None, Some(SECOND * 10), Some(SECOND * 60)] {
+            let (mut clock, now) = (AgentClock::new(keepalive), Instant::now());
+            clock.expects_frames();
+            assert_eq!((clock.keep_alive_at(), clock.asks()), (None, true), "the handshake is not complete");
+            clock.begin(now);
+            clock.flowed(now + SECOND * 9);
+            assert_eq!(clock.keep_alive_at(), Some(now + SECOND * 10), "{keepalive:?}");
+            clock.acknowledged(now + SECOND * 11, false);
+            assert_eq!(clock.keep_alive_at(), Some(now + SECOND * 21), "{keepalive:?}");
+        }
     }
 
     #[test]

@@ -29,6 +29,8 @@ use super::mux::NOP;
 pub const DATA: u32 = 1;
 /// The agent names itself and the kind of session.
 pub const HANDSHAKE_REQUEST: u32 = 5;
+/// The plugin's answer, in which it names itself.
+pub const HANDSHAKE_RESPONSE: u32 = 6;
 /// The agent has what it needs; the plugin opens its port.
 pub const HANDSHAKE_COMPLETE: u32 = 7;
 /// A big-endian `u32` that says something about a connection or the session.
@@ -317,6 +319,25 @@ impl Handshake {
             agent_version: plain(&request.agent_version),
         })
     }
+}
+
+/// Plugins up to this one have the agent end a multiplexed session from whose client no frame has come for 30 to 60 s
+/// (`agent/session/plugins/port/port_mux.go`, public source). What is built from source says 1.2.0.0.
+const LAST_EXPECTED: [u32; 4] = [1, 2, 331, 0];
+
+/// Whether the agent expects frames of this client, by the payload of its handshake response. So it does of one whose version
+/// it cannot read.
+pub fn is_expected(payload: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Response {
+        #[serde(default)]
+        client_version: String,
+    }
+    let response = serde_json::from_slice::<Response>(payload);
+    response.is_ok_and(|response| {
+        version(&response.client_version).is_none_or(|version| version <= LAST_EXPECTED.to_vec())
+    })
 }
 
 fn version(text: &str) -> Option<Vec<u32>> {

@@ -319,6 +319,9 @@ impl Relay {
 
     /// Takes the plugin's next message.
     fn keep(&mut self, view: View<'_>) -> Option<Event> {
+        if view.payload_type() == message::HANDSHAKE_RESPONSE && message::is_expected(view.payload()) {
+            self.agent.expects_frames();
+        }
         let finding = match view.payload_type() {
             message::DATA => self.repair.inspect(view.payload()),
             _ => Finding::Unchanged,

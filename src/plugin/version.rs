@@ -88,7 +88,13 @@ impl Version {
     /// What the operator should know of a plugin of this version; `None` where all is well.
     pub fn shortcoming(self) -> Option<String> {
         if self == FROM_SOURCE {
-            Some("the plugin was built from source and does not say how old it is".to_owned())
+            // Agents take it for one of 2022, see `gateway::agent_clock`.
+            Some(
+                "the plugin was built from source and does not say how old it is: agents end its sessions after 30 to 60 s without \
+                 a client's data; so they are sent a keep-alive every 10 s, whatever `keepalive` says, but not in encrypted \
+                 sessions nor with `gateway = \"observe\"`"
+                    .to_owned(),
+            )
         } else if (OLDEST..SUPPORTED).contains(&self) {
             Some(format!("the plugin is older than {SUPPORTED}, which AWS supports no longer"))
         } else {

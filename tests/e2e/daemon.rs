@@ -78,6 +78,16 @@ fn chosen_plugin() -> Option<PathBuf> {
     stock.or_else(|| std::env::var("AUTOSSM_TEST_PLUGIN_LINE").ok().map(|version| standin(&version)))
 }
 
+/// A plugin that says what a build of the public source says.
+pub fn plugin_from_source() -> PathBuf {
+    const VERSION: &str = "1.2.0.0";
+    let says_so = |plugin: &PathBuf| {
+        let said = std::process::Command::new(plugin).arg("--version").output().unwrap().stdout;
+        String::from_utf8_lossy(&said).trim() == VERSION
+    };
+    chosen_plugin().filter(says_so).unwrap_or_else(|| standin(VERSION))
+}
+
 fn standin(version: &str) -> PathBuf {
     let program = std::env::current_exe().expect("this test has a path");
     let folder = program.parent().and_then(Path::parent).expect("target/PROFILE/deps");

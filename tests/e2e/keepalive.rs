@@ -8,7 +8,7 @@ use autossm_lab::options::Options;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::daemon::{Daemon, PATIENCE, until};
+use crate::daemon::{Daemon, PATIENCE, own_address, plugin_from_source, tunnel_by, until};
 use crate::faults::{KEYS, Outcome, loaded};
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -69,6 +69,44 @@ async fn idle_for(time: Duration) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_tunnel_stays_up() {
     idle_for(Duration::from_secs(30)).await;
+}
+
+/// The agent of a plugin that was built from source ends a session in which for 30 to 60 s nothing has come from the client's
+/// side, its own keep-alives notwithstanding.
+async fn idle_by_a_plugin_from_source(options: Options, time: Duration) {
+    let keep_alives = async |keys: &str| {
+        let lab = Lab::start(options.clone()).await.unwrap();
+        let address = own_address();
+        let plugin = plugin_from_source();
+        let config = tunnel_by(&plugin, &lab, "echo", address, lab.echo_addr(), keys);
+        let daemon = Daemon::start(address, &config);
+        daemon.event("ready").await;
+        let mut open = TcpStream::connect(address).await.unwrap();
+        echoes(&mut open, b"before").await;
+        let ended = lab.wait_for("end", time, |status| !status.ended.is_empty()).await;
+        assert!(ended.is_err(), "{keys}: {ended:?}\n{}", daemon.tail());
+        echoes(&mut open, b"after").await;
+        let sent = daemon.events("keep_alive").len();
+        println!("{keys}, idle for {} s by {}: {sent} keep-alives", time.as_secs(), plugin.display());
+        assert!(sent >= usize::try_from(time.as_secs()).unwrap() / 12, "{keys}: {sent}");
+        daemon.stop(&lab).await;
+    };
+    let keys = ["keepalive = \"off\"", "keepalive = \"10s\"", "keepalive = \"1m\""];
+    futures_util::future::join_all(keys.map(keep_alives)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_session_of_a_plugin_from_source_lives_on() {
+    let seconds = Duration::from_secs;
+    let options =
+        Options { mux_keep_alive: seconds(2), mux_keep_alive_timeout: seconds(12), ..Options::default() };
+    idle_by_a_plugin_from_source(options, seconds(26)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes two minutes; run with --ignored"]
+async fn an_idle_session_of_a_plugin_from_source_lives_on_for_two_minutes() {
+    idle_by_a_plugin_from_source(Options::default(), Duration::from_secs(120)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -175,3 +175,21 @@ fn a_keep_alive_is_stream_data_without_content() {
     assert_eq!((view.kind(), view.number(), view.payload_type()), (Kind::Input, 5, DATA));
     assert_eq!((view.created(), view.payload()), (77, &[1, 3, 0, 0, 0, 0, 0, 0][..]));
 }
+
+#[test]
+fn frames_are_expected_of_old_plugins_and_of_those_built_from_source() {
+    for (version, expected) in [
+        ("1.2.0.0", true),
+        ("1.2.331.0", true),
+        ("1.2.332.0", false),
+        ("1.2.835.0", false),
+        ("1.3", false),
+        ("", true),
+        ("mine", true),
+    ] {
+        let response = format!(r#"{{"ClientVersion":"{version}","ProcessedClientActions":[]}}"#);
+        assert_eq!(is_expected(response.as_bytes()), expected, "{version}");
+    }
+    assert!(is_expected(b"{}"), "none is named");
+    assert!(!is_expected(b"no JSON"));
+}

@@ -218,3 +218,57 @@ fn a_deadline_is_never_in_the_past() {
     assert!(relay.deadline().is_none_or(|at| at > late + PATIENCE));
     assert!(!relay.agent_is_silent(), "it is over");
 }
+
+/// A session of a plugin of this version, with an agent that sends its own keep-alives; returns the most that passes in five
+/// minutes without anything for the agent.
+fn longest_without_a_frame(version: &str, keepalive: Option<Duration>) -> Option<Duration> {
+    let mut now = Instant::now();
+    let ledger = Arc::new(Ledger::new());
+    let mut relay = Relay::new(ledger, keepalive);
+    relay.service_opened();
+    relay.service_sent(now, handshake("3.3.2299.0", "LocalPortForwarding", ""));
+    let response = format!(r#"{{"ClientVersion":"{version}","ProcessedClientActions":[]}}"#);
+    relay.plugin_sent(&stream_message(
+        b"input_stream_data",
+        0,
+        message::HANDSHAKE_RESPONSE,
+        response.as_bytes(),
+    ));
+    let sent = relay.next_for_service(now).unwrap();
+    acknowledge(&mut relay, now, &sent);
+    relay.service_sent(now, output(1, message::HANDSHAKE_COMPLETE, b"{}"));
+    let (end, mut number, mut last, mut longest) = (now + KEEPALIVE * 5, 2, now, None);
+    let mut nop = now + Duration::from_secs(10);
+    while now < end {
+        // At its own time, and when the relay wants to be looked at.
+        now = relay.deadline().map_or(nop, |deadline| deadline.min(nop)).min(end);
+        if now == nop {
+            relay.service_sent(now, output(number, message::DATA, &NOP));
+            number += 1;
+            nop += Duration::from_secs(10);
+        }
+        while relay.next_for_plugin().is_some() {}
+        relay.look(now);
+        while let Some(frame) = relay.next_for_service(now) {
+            assert_eq!(View::new(&frame).unwrap().payload(), NOP);
+            longest = longest.max(Some(now - last));
+            last = now;
+            acknowledge(&mut relay, now, &frame);
+        }
+    }
+    longest.max((longest.is_some()).then_some(end - last))
+}
+
+/// For such a plugin it looks every 30 s whether anything of the client's has come, and ends the session if not: its own
+/// keep-alives, which come every 10 s, do not count.
+#[test]
+fn an_agent_that_expects_frames_of_its_client_gets_them() {
+    let seconds = Duration::from_secs;
+    for keepalive in [None, Some(seconds(5)), Some(seconds(10)), Some(KEEPALIVE), Some(KEEPALIVE * 60)] {
+        let longest = longest_without_a_frame("1.2.0.0", keepalive);
+        assert!(longest.is_some_and(|longest| longest <= seconds(10)), "{keepalive:?}: {longest:?}");
+        // Of another plugin none is expected, and where the agent sends, none is needed.
+        let longest = longest_without_a_frame("1.2.677.0", keepalive);
+        assert_eq!(longest.is_some(), keepalive == Some(seconds(5)), "{keepalive:?}: {longest:?}");
+    }
+}
