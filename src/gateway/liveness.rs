@@ -54,13 +54,13 @@ impl PingClock {
 
 /// A connection that lasted so long was a good one.
 const GOOD: Duration = Duration::from_secs(5);
-/// One that lasted so long, and brought anything or was closed by the service, may be followed at once.
+/// One of this age that brought anything, or was closed by the service, may be followed at once.
 const GOOD_ENOUGH: Duration = Duration::from_secs(1);
 /// One that did not last so long was short.
 const SHORT: Duration = Duration::from_millis(2500);
-/// So many short ones …
+/// This many short ones …
 const SHORT_LIVES: usize = 5;
-/// … or so many that lasted a little and were closed by the service …
+/// … or this many that lasted a little and were closed by the service …
 const SHORT_CLOSED: usize = 20;
 /// … within this time are no misfortune.
 const WITHIN: Duration = Duration::from_secs(60);
@@ -72,7 +72,7 @@ const FOR_LONG: Duration = Duration::from_secs(30);
 pub enum End {
     /// The service has closed it normally, as it does every hour: it is there, and wants it opened again.
     Closed,
-    /// In any other way, by whoever is on the way there.
+    /// In any other way, or by something on the way.
     Cut,
 }
 
@@ -84,7 +84,7 @@ impl End {
 }
 
 /// How long connections last, one after the other. Something on the way that kills each of them when it has just begun to
-/// bring something would have them opened anew for ever, without a pause; and a service that closes them as soon as it has
+/// bring something would have them opened again for ever, without a pause; and a service that closes them as soon as it has
 /// accepted them must not be asked for ever either.
 #[derive(Debug, Default)]
 pub struct Lives {
@@ -222,7 +222,7 @@ mod tests {
         assert!(lives.trusts(now + GOOD, now + GOOD) && lives.ended(now + GOOD * 2, lasts, End::Cut, true));
     }
 
-    /// For how many of `times` connections, each of which lasts so long and is then closed by the service, the next one is
+    /// For how many of `times` connections, each of which is closed after `lasts` by the service, the next one is
     /// opened at once, with the pauses of an upstream between the others.
     fn at_once(lives: &mut Lives, now: &mut Instant, lasts: Duration, times: u32) -> u32 {
         let (mut at_once, mut failures) = (0, 0);

@@ -158,7 +158,7 @@ mod tests {
     /// Of a server, unmasked: `hello`.
     const FRAME: &[u8] = b"\x81\x05hello";
 
-    /// What becomes of an upgrade that is answered so, `{accept}` being the right key, in pieces of so many bytes; and what
+    /// What becomes of an upgrade with this answer, `{accept}` being the right key, sent in pieces of `piece` bytes; and what
     /// was asked.
     async fn answered(answer: &str, frame: &[u8], piece: usize) -> (Result<Socket, NotUpgraded>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -8,7 +8,7 @@ use http::{HeaderMap, StatusCode, Uri};
 use super::Peer;
 use crate::tunnel::failure::{Class, Failure};
 
-/// Longest words of somebody else's that are repeated, in characters.
+/// Longest words of an answer that are repeated, in characters.
 const WORDS: usize = 200;
 
 /// An answer, as far as it can be told on a line.
@@ -68,7 +68,7 @@ impl Answer {
         self.status
     }
 
-    /// Whether it is for a browser, and so from nobody that a program speaks with.
+    /// Whether it is for a browser, which no service that is called here speaks to.
     pub fn is_for_browsers(&self) -> bool {
         matches!(self.kind, Kind::Page(_) | Kind::Redirect(_))
     }
@@ -85,7 +85,7 @@ impl Answer {
     /// The failure that it is where `wanted` was to come from `peer`: what came, from whom, and what an operator can do.
     pub fn instead_of(&self, wanted: &str, peer: &Peer) -> Failure {
         let mut text = format!("{peer} has answered with {self} instead of {wanted}");
-        // A server's error passes by itself, whoever's it is.
+        // A server's error passes by itself.
         if !self.status.is_server_error() {
             text += &format!("; {}", peer.remedy());
         }

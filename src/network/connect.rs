@@ -107,7 +107,7 @@ impl Network {
         let answer = Answer::new(head.status, &head.headers, &body);
         Err(failed(format!(
             "{who} has answered with {answer} instead of a connection to {target}; HTTPS_PROXY has to name an HTTP proxy, \
-             and a portal may want somebody to sign in first"
+             and a portal may want a user to sign in first"
         )))
     }
 }
@@ -176,7 +176,7 @@ fn refused(answer: &Answer, who: &str, proxy: &Intercept, target: &str) -> Failu
         }
         StatusCode::TOO_MANY_REQUESTS => (Class::Throttled, ""),
         status if status.is_redirection() => {
-            (Class::Network, "; somebody may have to sign in there first, or it is no HTTP proxy")
+            (Class::Network, "; a user may have to sign in there first, or it is no HTTP proxy")
         }
         _ => (Class::Network, ""),
     };
@@ -283,7 +283,7 @@ mod tests {
             (
                 "302 Found\r\nLocation: https://portal.example/in?id=hunter2\r\nContent-Length: 0\r\n\r\n"
                     .into(),
-                "HTTP 302 Found, which leads to https://portal.example; somebody may have to sign in there",
+                "HTTP 302 Found, which leads to https://portal.example; a user may have to sign in there",
             ),
             (
                 format!("502 Bad Gateway\r\n{html}{PAGE}"),

@@ -46,7 +46,7 @@ pub struct NoAnswer(String);
 
 /// Sends `request`, a CONNECT or an upgrade, and waits for the answer to it.
 ///
-/// Answers may be odd, as long as it is clear what they mean: such headers come from whoever is on the way.
+/// Answers may be odd, as long as it is clear what they mean: proxies on the way rewrite headers.
 ///
 /// # Errors
 /// The connection is cut, or what comes is not HTTP.

@@ -10,7 +10,7 @@ use crate::faults::{KEYS, loaded};
 
 /// A service that closes them normally is resumed at once each time, however young they are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_closes_in_a_row_hold_up_nobody() {
+async fn ten_closes_in_a_row_hold_up_no_client() {
     let lab = Lab::start(Options::default()).await.unwrap();
     let daemon = Daemon::echo(&lab, KEYS).await;
     let outcome = loaded("10 closes, 1.5 s apart", lab, daemon, async |lab, daemon| {

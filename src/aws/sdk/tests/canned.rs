@@ -53,7 +53,7 @@ impl Service {
         Self::in_its_place(HEADERS, answer).await
     }
 
-    /// The same, of somebody else who has such a certificate.
+    /// Stands in for the service, with such a certificate and other headers.
     pub async fn in_its_place(
         headers: Headers,
         answer: impl Fn(&str, usize) -> (u16, String) + Send + Sync + 'static,
