@@ -33,7 +33,8 @@ fn row(what: &str, plugin: &Path) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn closes_and_refused_resumes_are_survived_by_each_line() {
     let run = async |plugin: std::path::PathBuf| {
-        let (lab, daemon) = up(&plugin, KEYS).await;
+        // The one session has to last: closes so soon after one another are resumed with pauses.
+        let (lab, daemon) = up(&plugin, &format!("failover_after = \"30s\"\n{KEYS}")).await;
         let row = row("3 closes, then ResumeSession refused for 3 s", &plugin);
         let outcome = loaded(&row, lab, daemon, async |lab, daemon| {
             for round in 1..=3 {
