@@ -159,7 +159,7 @@ impl Session {
                 }
                 Some(SessionEvent::Kind(session_type))
             }
-            gateway::Event::ChannelClosed { code, reason } => Some(self.closed(code, reason)),
+            gateway::Event::ChannelClosed { code, reason } => self.closed(code, reason),
             gateway::Event::Interrupted(interruption) => self.interrupted(interruption),
             gateway::Event::KmsFailed(failure) => {
                 debug!(tunnel, session, reason = failure.text, "KMS gives no data key");
@@ -266,7 +266,7 @@ impl Session {
             }),
             Output::SessionClosed { reason } => Some(SessionEvent::Ended { reason, declared: true }),
             Output::DestinationFailed if observed => Some(SessionEvent::DestinationFailed),
-            Output::ChannelClosed { code, reason } if observed => Some(self.closed(Some(code), reason)),
+            Output::ChannelClosed { code, reason } if observed => self.closed(Some(code), reason),
             Output::Reconnected if observed && self.down => Some(self.resumed(1)),
             Output::DataTimeout if observed => Some(SessionEvent::PluginHung {
                 reason: "nothing that it sent was acknowledged for five minutes".to_owned(),
@@ -275,14 +275,18 @@ impl Session {
         }
     }
 
-    fn closed(&mut self, code: Option<u16>, reason: String) -> SessionEvent {
+    /// One that is closed again while it is being resumed is so as a consequence.
+    fn closed(&mut self, code: Option<u16>, reason: String) -> Option<SessionEvent> {
         self.set_down(true);
+        if self.interrupted_by.replace(InterruptionCause::Closed) == Some(InterruptionCause::Closed) {
+            return None;
+        }
         let reason = match code {
             Some(code) => format!("code {code}: {reason}"),
             None => reason,
         };
-        self.interrupted_by = Some(InterruptionCause::Closed);
-        SessionEvent::Interrupted { cause: InterruptionCause::Closed, reason, lasted: Duration::ZERO }
+        let (cause, lasted) = (InterruptionCause::Closed, Duration::ZERO);
+        Some(SessionEvent::Interrupted { cause, reason, lasted })
     }
 
     /// The figures of an interruption change all the time; the core hears of its beginning, and of another cause.
@@ -386,6 +390,7 @@ mod tests {
             let (cause, lasted) = (InterruptionCause::Closed, Duration::ZERO);
             assert_eq!(event, Some(SessionEvent::Interrupted { cause, reason: "reset".into(), lasted }));
             assert!(route.interrupted.load(Relaxed), "{mode}");
+            assert_eq!(session.gateway_event(&config, closed()), None, "the same interruption");
             let event = session.gateway_event(&config, back);
             assert_eq!(event, Some(SessionEvent::ChannelResumed { attempts: 1 }));
             assert!(!route.interrupted.load(Relaxed), "{mode}");

@@ -26,11 +26,12 @@ use crate::aws::api::{Api, Node, Resumption, StartRequest, StartedSession};
 use crate::network::{Environment, Network};
 use crate::tunnel::failure::{Class, Failure};
 
-/// The most that one session's relay keeps of messages: 12 MiB of the plugin's, 1 MiB of acknowledgements for the service,
+/// The most that one session's relay keeps of messages: 12 MiB of the plugin's, 1.25 MiB of acknowledgements for the service,
 /// 256 KiB for the plugin, 2 MiB of the agent's that are early; a message of the longest kind beyond each of the first three;
 /// and the agent's acknowledgements of 10 000 messages, which the plugin gets even where it does not read.
 pub const MAX_HELD: usize = (12 << 20)
     + (1 << 20)
+    + (256 << 10)
     + (256 << 10)
     + MAX_EARLY_BYTES
     + 3 * MAX_MESSAGE

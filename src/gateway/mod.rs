@@ -8,6 +8,7 @@
 //! ```
 //! In `observe` mode the proxy passes the plugin's TLS on untouched.
 
+mod acknowledgements;
 mod agent_clock;
 mod agent_side;
 mod answers;

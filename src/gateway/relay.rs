@@ -17,7 +17,6 @@
 
 mod from_service;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +24,7 @@ use bytes::Bytes;
 use tracing::{trace, warn};
 
 use super::Event;
+use super::acknowledgements::Acknowledgements;
 use super::agent_clock::AgentClock;
 use super::answers::Answers;
 use super::gap::{Gap, GapTimer};
@@ -36,19 +36,13 @@ use super::output::Output;
 use super::pacer::Pacer;
 use super::repair::{Finding, Repair};
 
-/// Acknowledgements towards the service that may wait; they are made again if one is dropped.
-const MAX_ACKNOWLEDGEMENTS: usize = 1_000;
-/// And their bytes: at their usual length of 310 they are far below.
-const MAX_ACKNOWLEDGEMENT_BYTES: usize = 512 << 10;
-
 /// One session's relay.
 #[derive(Debug)]
 pub struct Relay {
     input: Input,
     output: Output,
     /// What goes to the service beside the stream.
-    acknowledgements: VecDeque<Bytes>,
-    acknowledgement_bytes: usize,
+    acknowledgements: Acknowledgements,
     repair: Repair,
     answers: Answers,
     ledger: Arc<Ledger>,
@@ -77,8 +71,7 @@ impl Relay {
         Self {
             input: Input::default(),
             output: Output::default(),
-            acknowledgements: VecDeque::new(),
-            acknowledgement_bytes: 0,
+            acknowledgements: Acknowledgements::default(),
             repair: Repair::new(ledger.clone()),
             answers: Answers::new(ledger.clone()),
             ledger,
@@ -111,16 +104,12 @@ impl Relay {
     pub fn service_closed(&mut self) {
         self.service_is_open = false;
         self.agent.closed();
-        // The agent sends again what it got no acknowledgement for, and gets a fresh one then.
-        self.acknowledgements.clear();
-        self.acknowledgement_bytes = 0;
+        self.acknowledgements.start_over();
     }
 
     /// Whether another message may be read from the plugin.
     pub fn reads_plugin(&self) -> bool {
-        !self.input.is_full()
-            && self.acknowledgements.len() < MAX_ACKNOWLEDGEMENTS
-            && self.acknowledgement_bytes < MAX_ACKNOWLEDGEMENT_BYTES
+        !self.input.is_full() && !self.acknowledgements.is_full()
     }
 
     /// Whether another message may be read from the service.
@@ -187,6 +176,7 @@ impl Relay {
         if !self.reads_service() {
             self.agent.excuse(now);
         }
+        self.acknowledgements.look(now);
         // Before the handshake is complete, the plugin takes early messages without acknowledging the one that it waits with.
         if self.established {
             let gap = Gap { from_agent: self.output.missing(), from_plugin: self.input.missing() };
@@ -209,8 +199,7 @@ impl Relay {
         if !self.service_is_open {
             return None;
         }
-        if let Some(acknowledgement) = self.acknowledgements.pop_front() {
-            self.acknowledgement_bytes -= acknowledgement.len();
+        if let Some(acknowledgement) = self.acknowledgements.next(now) {
             return Some(acknowledgement);
         }
         if !self.pacer.is_ready(now) {
@@ -230,7 +219,7 @@ impl Relay {
     pub fn held_bytes(&self) -> usize {
         self.input.kept_bytes()
             + self.output.waiting_bytes()
-            + self.acknowledgement_bytes
+            + self.acknowledgements.bytes()
             + self.answers.early_bytes()
     }
 
@@ -285,9 +274,9 @@ impl Relay {
                     self.answers.acknowledged(number);
                     self.ledger.set_behind(self.output.has_gap());
                 }
-                self.acknowledge(view.copied());
+                self.acknowledgements.add(view.copied());
             }
-            _ => self.acknowledge(view.copied()),
+            _ => self.acknowledgements.add(view.copied()),
         }
         (false, None)
     }
@@ -369,15 +358,6 @@ impl Relay {
     fn pass_on(&mut self, bytes: Bytes, needed: bool) {
         if needed || self.output.has_room() {
             self.output.add_unnumbered(bytes);
-        }
-    }
-
-    fn acknowledge(&mut self, bytes: Bytes) {
-        let room = self.acknowledgements.len() < 2 * MAX_ACKNOWLEDGEMENTS
-            && self.acknowledgement_bytes < 2 * MAX_ACKNOWLEDGEMENT_BYTES;
-        if self.service_is_open && room {
-            self.acknowledgement_bytes += bytes.len();
-            self.acknowledgements.push_back(bytes);
         }
     }
 

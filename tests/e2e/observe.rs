@@ -314,10 +314,13 @@ async fn refused_upgrades_are_no_resumption() {
     let daemon = observing(&lab).await;
     let refused = lab.set_for(Fault::Upgrades(UpgradeFault::Refused(403)), Duration::from_secs(10));
     lab.close_all(1000, "Bye");
-    daemon.event("interrupted").await;
+    let interrupted = daemon.event("interrupted").await;
     let waited = echo(&daemon).await;
     println!("observe, refused upgrades: a client waited {:.1} s", waited.as_secs_f64());
-    assert_eq!(daemon.events("resumed").len(), 0, "{}", daemon.tail());
+    // The next session's plugin goes on trying, and may get through when the service lets it.
+    let session = interrupted.field("session");
+    let resumed = daemon.events("resumed").into_iter().find(|line| line.field("session") == session);
+    assert!(resumed.is_none(), "{}", daemon.tail());
     refused.await.unwrap();
     daemon.stop(&lab).await;
 }

@@ -69,7 +69,7 @@ impl Relay {
         }
         match kind {
             Kind::Output if self.output.is_acknowledged(view.number()) => {
-                self.acknowledge(view.acknowledgement());
+                self.acknowledgements.add(view.acknowledgement());
                 None
             }
             Kind::Output if !self.output.has_room() => None,

@@ -24,6 +24,16 @@ async fn unanswered() -> (Bench, PluginSocket, ServiceSocket) {
     (bench, plugin, service)
 }
 
+/// The next message of the plugin's stream: acknowledgements that may be lost go out again before it.
+async fn stream_message(service: &mut ServiceSocket) -> Bytes {
+    loop {
+        let bytes = binary(service).await;
+        if View::new(&bytes).unwrap().kind() == message::Kind::Input {
+            return bytes;
+        }
+    }
+}
+
 /// Nothing that kernels and service hold is thrown away, in either direction.
 #[tokio::test]
 async fn a_data_channel_that_moves_again_goes_on() {
@@ -42,7 +52,7 @@ async fn another_one_takes_over_and_the_first_is_read_to_its_end() {
     plugin.send(input(0, b"sent twice")).await.unwrap();
     let (mut second, _, _, opening) = bench.service.accept().await;
     assert_eq!(opening["TokenValue"], "token-1");
-    let bytes = binary(&mut second).await;
+    let bytes = stream_message(&mut second).await;
     let sent = View::new(&bytes).unwrap();
     assert_eq!((sent.number(), sent.payload()), (0, &b"sent twice"[..]));
     // The agent's later message overtakes the earlier one, which is still under way on the first.
@@ -74,7 +84,7 @@ async fn an_opening_that_the_service_has_got_is_finished() {
     second.send(output(2, b"of the second")).await.unwrap();
     assert_eq!(View::new(&binary(&mut plugin).await).unwrap().payload(), b"of the second");
     plugin.send(input(0, b"request")).await.unwrap();
-    assert_eq!(View::new(&binary(&mut second).await).unwrap().payload(), b"request");
+    assert_eq!(View::new(&stream_message(&mut second).await).unwrap().payload(), b"request");
 }
 
 #[tokio::test]

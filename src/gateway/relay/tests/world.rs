@@ -1,5 +1,7 @@
 //! The relay between a modelled plugin and a modelled agent.
 
+use std::collections::VecDeque;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
