@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use autossm_lab::bulk::Directions;
 use autossm_lab::fault::{ApiFault, Call, Fault, Link, Loss, Report, UpgradeFault};
 use clap::ValueEnum as _;
 use futures_util::{StreamExt as _, stream};
@@ -69,7 +70,7 @@ fn plan(program: &Path, seed: u64) -> Plan {
         rate: dice.random_range(5..=20),
         // In observe mode the plugin calls KMS itself, where the lab is not.
         encrypted: mode == Mode::Hold && dice.random_bool(0.3),
-        bulk: dice.random_bool(0.4).then_some(TRANSFER),
+        bulk: dice.random_bool(0.4).then_some((TRANSFER, Directions::Both)),
         bound: Bound {
             wait: HOLD + WAIT,
             recovery: RECOVERY,

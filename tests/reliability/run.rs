@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use autossm_lab::Lab;
-use autossm_lab::bulk::{Bulk, Direction, End};
+use autossm_lab::bulk::{Bulk, Direction, Directions, End};
 use autossm_lab::fault::Fault;
 use autossm_lab::load::{Attempt, Load, Manner, Seen, SessionEnd};
 use autossm_lab::options::Options;
-use autossm_lab::status::SessionStatus;
 use tokio::process::Command;
 
 use crate::daemon::{Daemon, Line, folder, own_address, tunnel};
@@ -87,8 +86,8 @@ pub struct Plan {
     pub rate: u32,
     /// The account has its sessions encrypted.
     pub encrypted: bool,
-    /// Bytes of each transfer, a download and an upload at any time.
-    pub bulk: Option<usize>,
+    /// Bytes of each transfer, one at any time in each of these directions.
+    pub bulk: Option<(usize, Directions)>,
     pub steps: Vec<Step>,
     pub bound: Bound,
 }
@@ -244,20 +243,26 @@ async fn attempt(plan: Arc<Plan>) -> Figures {
     let base = at_rest(&daemon).await;
 
     let repair = plan.bound.repair;
-    let bulk = plan.bulk.map(|bytes| Bulk {
+    let bulk = plan.bulk.map(|(bytes, directions)| Bulk {
         bytes,
+        directions,
         line_feeds: plan.mode == Mode::Hold,
         patience: TRANSFER + plan.steps.iter().map(Step::lasts).sum::<Duration>() + repair,
     });
     let patience = PATIENCE.max(TRANSFER + repair);
     let load = Load::with(daemon.address, Manner { rate: plan.rate, bulk, patience });
+    let directions = plan.bulk.map_or(&[][..], |(_, directions)| directions.all());
     let flows = wait(SETTLED, || {
         let seen = load.seen();
         let status = lab.status();
-        let under_way =
-            |session: &SessionStatus| session.sent > UNDER_WAY.0 && session.received > UNDER_WAY.1;
-        let bulky = bulk.is_none() || status.sessions.values().any(under_way);
-        (served(&seen) >= 10 && seen.long_lived.messages >= 5 && bulky).then_some(())
+        let under_way = |direction| {
+            status.sessions.values().any(|session| match direction {
+                Direction::Download => session.sent > UNDER_WAY.0,
+                Direction::Upload => session.received > UNDER_WAY.1,
+            })
+        };
+        let bulky = directions.iter().all(|direction| under_way(*direction));
+        (served(&seen) >= plan.rate.min(10) as usize && seen.long_lived.messages >= 5 && bulky).then_some(())
     });
     assert!(flows.await.is_some(), "nothing flows\n{}", daemon.tail());
     let mut done = Done::default();
@@ -276,7 +281,7 @@ async fn attempt(plan: Arc<Plan>) -> Figures {
         // Behind transfers everything takes longer; and what is open may be on a session that is being repaired.
         let well = match plan.bulk {
             None => seen.long_lived.messages >= messages + 10 && seen.waiting <= 2,
-            Some(_) => newest_served(&seen, plan.rate as usize / 2),
+            Some(_) => newest_served(&seen, 2),
         };
         (all && well).then_some(())
     });
@@ -395,10 +400,10 @@ impl Figures {
             breach(wrong, transfer.to_string());
         }
         breach(self.transfers[1] > resets, format!("{} transfers reset, of {resets}", self.transfers[1]));
-        for direction in [Direction::Download, Direction::Upload] {
-            let mut of_it = seen.transfers.iter().filter(|one| one.direction == direction);
+        for direction in plan.bulk.map_or(&[][..], |(_, directions)| directions.all()) {
+            let mut of_it = seen.transfers.iter().filter(|one| one.direction == *direction);
             let none = !of_it.any(|one| one.end == End::Complete);
-            breach(plan.bulk.is_some() && none, format!("no {direction} has completed"));
+            breach(none, format!("no {direction} has completed"));
         }
         breach(
             self.recovery > recovery && !stalled,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use autossm_lab::Lab;
-use autossm_lab::bulk::{Bulk, End};
+use autossm_lab::bulk::{Bulk, Directions, End};
 use autossm_lab::fault::{ApiFault, Call, Fault, Link, Loss, Report, UpgradeFault};
 use autossm_lab::load::{Load, Manner, Seen};
 use autossm_lab::options::Options;
@@ -33,7 +33,12 @@ const LOADS: usize = 5;
 /// Behind transfers a new connection takes half a second.
 const WAITING: usize = RATE as usize;
 /// Of one of them, one after the other in each direction.
-const BULK: Bulk = Bulk { bytes: 1 << 20, line_feeds: true, patience: Duration::from_secs(180) };
+const BULK: Bulk = Bulk {
+    bytes: 1 << 20,
+    directions: Directions::Both,
+    line_feeds: true,
+    patience: Duration::from_secs(180),
+};
 /// Hours until everything has been used once.
 const WARM_UP: u32 = 3;
 /// From then on to the end, in kB: resident memory may grow by no more.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use autossm_lab::bulk::{Direction, Directions};
 use autossm_lab::fault::{ApiFault, Call, Fault, Link, Loss, Report, UpgradeFault};
 use clap::ValueEnum as _;
 use futures_util::{StreamExt as _, stream};
@@ -15,6 +16,8 @@ use crate::step::{self, Step, words};
 
 /// New connections a second.
 const RATE: u32 = 10;
+/// Under transfers: beside an upload the plugin opens no more than a dozen streams a second.
+const RATE_UNDER_TRANSFERS: u32 = 2;
 /// The four tunnels that each row is run on.
 pub const TUNNELS: [(Mode, u64); 4] =
     [(Mode::Hold, 1), (Mode::Hold, 2), (Mode::Observe, 1), (Mode::Observe, 2)];
@@ -33,8 +36,8 @@ pub struct Row {
     long: bool,
     /// Of an account that has its sessions encrypted.
     encrypted: bool,
-    /// Bytes of each of the transfers that run beside the new connections.
-    bulk: Option<usize>,
+    /// Bytes of each of the transfers that run beside the new connections, and their directions.
+    bulk: Option<(usize, Directions)>,
 }
 
 /// One row's figures on the four tunnels.
@@ -53,7 +56,9 @@ const FAILOVER: u64 = 5 + A_LITTLE;
 const SOON: u64 = 2 + 1;
 /// A gap is one when it is so old.
 const GAP: u64 = 2;
-/// The agent's in a second; and of a megabyte.
+/// An agent that is away can no longer come back.
+const GONE: u64 = 100;
+/// The agent's in a second.
 const MESSAGES: u64 = 900;
 
 /// In observe mode nothing is known of the agent. When it is back the plugin sends again what was lost, a message every 100 ms:
@@ -113,7 +118,13 @@ impl Row {
 
     /// With a download and an upload of so many megabytes at any time.
     fn with_transfers(self, megabytes: usize) -> Self {
-        Self { bulk: Some(megabytes << 20), ..self }
+        Self { bulk: Some((megabytes << 20, Directions::Both)), ..self }
+    }
+
+    /// With one of them alone, of 12 MB.
+    fn with(self, direction: Direction) -> Self {
+        let name = format!("{}, under {direction}s", self.name);
+        Self { name, bulk: Some((12 << 20, Directions::Only(direction))), ..self }
     }
 
     /// Whether there are transfers.
@@ -310,40 +321,37 @@ fn outages() -> Vec<Row> {
     ]
 }
 
-/// What happens to the clients' way, under transfers.
+/// What happens to the clients' way, under downloads and under uploads.
 fn transfers() -> Vec<Row> {
-    let pause = |time| Step::Pause(seconds(time));
+    [Direction::Download, Direction::Upload].into_iter().flat_map(transfers_of).collect()
+}
+
+fn transfers_of(direction: Direction) -> Vec<Row> {
     let lasts = |fault: Fault, time| [Step::Begin(fault, seconds(time)), Step::Over];
     // Nothing is lost: all goes on where it was. Those that waited out `hold` are sent away.
     let frozen = |time: u64| {
         let hold = bound(time + SOON, SOON).starts(3);
         let hold = if time >= 30 { hold.times_out() } else { hold };
-        row(format!("link frozen for {time} s"), lasts(Fault::Freeze, time), hold, hold).with_transfers(12)
+        row(format!("link frozen for {time} s"), lasts(Fault::Freeze, time), hold, hold).with(direction)
     };
     // The agent's messages of that time are sent again one at a time, ten in a second.
     let lost = |time: u64| {
-        let hold =
-            bound(GAP + FAILOVER, GAP + FAILOVER).cuts(1).starts(1).repaired_after(MESSAGES * time / 10 + 60);
-        row(
-            format!("everything lost for {time} s"),
-            lasts(Fault::LostMessages(Loss::of(1.0)), time),
-            hold,
-            hold,
-        )
-        .with_transfers(12)
-        .not_in_observe(
-            "the plugin acknowledges nothing twice: a lost acknowledgement and a lost message stall it",
-        )
+        let repair = MESSAGES * time / 10 + 60;
+        let hold = bound(GAP + FAILOVER, GAP + FAILOVER).cuts(1).starts(1).repaired_after(repair);
+        let fault = Fault::LostMessages(Loss::of(1.0));
+        row(format!("everything lost for {time} s"), lasts(fault, time), hold, hold)
+            .with(direction)
+            .not_in_observe("the plugin acknowledges nothing twice: one lost acknowledgement stalls it")
     };
     vec![
         row(
-            "data channels closed ten times, 3 s apart, under transfers",
-            [Step::Close, pause(3)],
+            "data channels closed ten times, 3 s apart",
+            [Step::Close, Step::Pause(seconds(3))],
             bound(SOON + A_LITTLE, SOON).repaired_after(30),
             bound(FAILOVER + A_LITTLE, FAILOVER + A_LITTLE).cuts(10).starts(10).repaired_after(60),
         )
         .repeated(10)
-        .with_transfers(12),
+        .with(direction),
         frozen(20),
         frozen(30),
         frozen(40),
@@ -362,7 +370,7 @@ fn agents() -> Vec<Row> {
     let caught_up = bound(catching_up(3), catching_up(3)).repaired_after(60);
     let next_attempt = 10 + A_LITTLE;
     // What it holds is cut when it can no longer come back.
-    let gone = bound(FAILOVER, FAILOVER).cuts(1).starts(1).repaired_after(90);
+    let gone = bound(FAILOVER, FAILOVER).cuts(1).starts(1).repaired_after(GONE + 30);
     vec![
         row("agents' data channels closed", [Step::CloseAgents], back, caught_up).with_transfers(4),
         row("agents' data channels reset", [Step::AbortAgents], back, caught_up).with_transfers(4),
@@ -381,7 +389,7 @@ fn agents() -> Vec<Row> {
         row(
             "agents refused for 20 s",
             lasts(Fault::AgentRefuse, 20),
-            bound(20 + next_attempt, next_attempt).cuts(1).starts(4).times_out().repaired_after(90),
+            bound(20 + next_attempt, next_attempt).cuts(1).starts(4).times_out().repaired_after(GONE + 30),
             caught_up,
         )
         .with_transfers(4)
@@ -487,7 +495,7 @@ pub async fn run(program: &Path, only: &str, long: bool, jobs: usize, write: boo
                     name,
                     mode,
                     sessions,
-                    rate: RATE,
+                    rate: if bulk.is_some() { RATE_UNDER_TRANSFERS } else { RATE },
                     encrypted,
                     bulk,
                     steps,

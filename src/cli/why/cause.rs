@@ -117,7 +117,7 @@ impl Cause {
                 Self::Host
             }
             // The second is what the agent says of a plugin that it hears nothing of.
-            _ if text.starts_with(NOT_OPENED) || text.starts_with("Handshake timed out") => Self::Agent,
+            _ if text.starts_with(NOT_OPENED) || has(&["Handshake timed out"]) => Self::Agent,
             _ if text.starts_with("the plugin ") => Self::of_loss(text),
             _ if has(&[
                 "HTTP 5",
@@ -425,7 +425,12 @@ mod tests {
                 "AWS cannot be reached",
             ),
             ("network", "the plugin's port was not open after 20 s", Cause::Agent, "the target's SSM agent"),
-            ("network", "Handshake timed out. Please ensure", Cause::Agent, "the target's SSM agent"),
+            (
+                "network",
+                "----------ERROR------- Encountered error while initiating handshake. Handshake timed out. Please ensure",
+                Cause::Agent,
+                "the target's SSM agent",
+            ),
             ("network", "Session was terminated by x", Cause::Terminated, "its session was terminated"),
             (
                 "network",

@@ -27,6 +27,26 @@ pub enum Direction {
     Upload,
 }
 
+/// Which ways there are transfers at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Directions {
+    /// Both.
+    Both,
+    /// One alone.
+    Only(Direction),
+}
+
+impl Directions {
+    /// Each of them.
+    pub fn all(self) -> &'static [Direction] {
+        match self {
+            Self::Both => &[Direction::Download, Direction::Upload],
+            Self::Only(Direction::Download) => &[Direction::Download],
+            Self::Only(Direction::Upload) => &[Direction::Upload],
+        }
+    }
+}
+
 /// What came of a transfer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
@@ -60,6 +80,8 @@ pub struct Transfer {
 pub struct Bulk {
     /// Of each transfer.
     pub bytes: usize,
+    /// One at any time in each of them.
+    pub directions: Directions,
     /// Whether there may be line feeds among them: the stock plugin alone changes some.
     pub line_feeds: bool,
     /// A transfer that takes longer is stuck.

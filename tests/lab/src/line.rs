@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::{RcvBuf, SndBuf};
+use nix::sys::socket::sockopt::SndBuf;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, Interest, ReadHalf, WriteHalf, duplex, split};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -27,8 +27,8 @@ use crate::state::State;
 const CHUNK: usize = 8 * 1024;
 /// Chunks under way on a slow link, in each direction.
 const UNDER_WAY: usize = 16;
-/// What the kernel holds of a connection at the lab's end, in each direction. Over a real network it is the sender's own kernel
-/// alone that takes in more while nothing moves.
+/// What the kernel takes in of a connection before it goes out. The receiving side is left to the kernel: where it is limited the kernel
+/// promises more than it then takes, and what it drops is sent again after a pause that doubles all the time.
 const BUFFER: usize = 256 * 1024;
 /// A client is given so long to close its side after the lab has closed its own.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -100,6 +100,7 @@ where
     F: Fn(DuplexStream, CancellationToken) -> S,
     S: Future<Output = ()> + Send + 'static,
 {
+    limit(&listener);
     loop {
         let Ok((tcp, _)) = listener.accept().await else {
             // Out of descriptors: there will be some again.
@@ -111,7 +112,6 @@ where
             continue;
         }
         let _ = tcp.set_nodelay(true);
-        limit(&tcp);
         let (near, far) = duplex(64 * 1024);
         let line = CancellationToken::new();
         let way = Way { side, faults: state.faults.subscribe() };
@@ -120,10 +120,9 @@ where
     }
 }
 
-/// Limits what the kernel holds of a connection.
-pub(crate) fn limit(tcp: &impl std::os::fd::AsFd) {
-    let _ = setsockopt(tcp, SndBuf, &BUFFER);
-    let _ = setsockopt(tcp, RcvBuf, &BUFFER);
+/// Limits what the kernel takes in of a connection.
+pub(crate) fn limit(socket: &impl std::os::fd::AsFd) {
+    let _ = setsockopt(socket, SndBuf, &BUFFER);
 }
 
 fn reset(tcp: TcpStream) {

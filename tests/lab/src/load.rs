@@ -125,7 +125,7 @@ impl Seen {
 pub struct Manner {
     /// New connections a second.
     pub rate: u32,
-    /// A download and an upload at any time.
+    /// Transfers.
     pub bulk: Option<Bulk>,
     /// No new connection waits longer; one that does is a failure of its own kind.
     pub patience: Duration,
@@ -160,10 +160,10 @@ impl Load {
         let mut tasks = JoinSet::new();
         tasks.spawn(arrivals(address, manner, seen.clone(), quiet.clone(), over.clone()));
         tasks.spawn(long_lived(address, seen.clone(), over.clone()));
-        for direction in [Direction::Download, Direction::Upload] {
-            if let Some(bulk) = manner.bulk {
+        if let Some(bulk) = manner.bulk {
+            for direction in bulk.directions.all() {
                 let seen = seen.clone();
-                tasks.spawn(transfers(address, bulk, direction, seen, quiet.clone(), over.clone()));
+                tasks.spawn(transfers(address, bulk, *direction, seen, quiet.clone(), over.clone()));
             }
         }
         let patience = manner.patience.max(manner.bulk.map_or(Duration::ZERO, |bulk| bulk.patience));

@@ -29,7 +29,7 @@ use crate::state::State;
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// What a supervisor says of a worker that has died.
-pub(crate) const DIED: &str = "document process failed unexpectedly: exit status 2 , check \
+pub(crate) const DIED: &str = "document process failed unexpectedly: ipc messaging received timeout signal , check \
                                [ssm-document-worker]/[ssm-session-worker] log for crash reason";
 
 /// The worker of one session.

@@ -188,7 +188,11 @@ async fn an_unanswered_handshake_ends_the_session() {
     let lab = Lab::start(Options { handshake_timeout, ..Options::default() }).await.unwrap();
     start(&lab, 1).await;
     let status = wait(&lab, "end", |status| !status.ended.is_empty()).await;
-    assert!(status.ended[0].output.starts_with("Handshake timed out."));
+    let words = &status.ended[0].output;
+    assert!(
+        words.starts_with("\n----------ERROR-------\nEncountered error")
+            && words.contains("Handshake timed out.")
+    );
 }
 
 /// Not even a client that reads nothing keeps the service from closing.

@@ -78,16 +78,15 @@ impl Agent {
         let request = Output::Message(payload::HANDSHAKE_REQUEST, json_bytes(&request));
         let _ = output.send(request).await;
         if !self.comes_to(Handshake::Answered).await {
-            return self.wind_up(
+            return self.fail(
                 "Handshake timed out. Please ensure that you have the latest version of the session manager plugin.",
-                false,
             );
         }
         if let Some(encryption) = self.encryption.get() {
             let challenge = Challenge::of(&encryption.cipher.seal(&encryption.challenge));
             let _ = output.send(Output::Message(payload::CHALLENGE, json_bytes(&challenge))).await;
             if !self.comes_to(Handshake::Challenged).await {
-                return self.wind_up("Timed out waiting for encryption challenge.", false);
+                return self.fail("Timed out waiting for encryption challenge.");
             }
         }
         let customer_message = match self.plan.encryption {
@@ -133,6 +132,13 @@ impl Agent {
         }
     }
 
+    /// Ends for a handshake that has failed, in the words that become of it on their way to the client.
+    fn fail(self: &Arc<Self>, words: &str) {
+        let words =
+            format!("\n----------ERROR-------\nEncountered error while initiating handshake. {words}");
+        self.wind_up(&words, false);
+    }
+
     async fn comes_to(&self, wanted: Handshake) -> bool {
         let mut handshake = self.handshake.subscribe();
         let come = handshake.wait_for(|handshake| *handshake >= wanted);
@@ -153,7 +159,7 @@ impl Agent {
                 "{} failed on client with status {} error: {}",
                 failed.action_type, failed.action_status, failed.error
             );
-            return self.wind_up(&words, false);
+            return self.fail(&words);
         }
         if let Some(key) = &self.plan.encryption {
             let result = response.processed_client_actions.iter().find(|a| a.action_type == "KMSEncryption");
@@ -161,7 +167,7 @@ impl Agent {
                 .and_then(|action| serde_json::from_value(action.action_result.clone()).ok())
                 .and_then(|result| self.cipher_of(&result, key));
             let Some(cipher) = cipher else {
-                return self.wind_up("Fetching data key failed: Unable to retrieve data key", false);
+                return self.fail("Fetching data key failed: Unable to retrieve data key");
             };
             let challenge = rand::random();
             // Once: the agent processes a message number once.

@@ -11,7 +11,7 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_tungstenite::tungstenite::Message as Frame;
@@ -77,9 +77,10 @@ impl Agent {
         };
         let address = self.state.agents();
         let url = format!("ws://{address}{PATH}{}?role=publish_subscribe", self.session);
-        let tcp = TcpStream::connect(address).await.map_err(|error| failed(&error))?;
+        let socket = TcpSocket::new_v4().map_err(|error| failed(&error))?;
+        line::limit(&socket);
+        let tcp = socket.connect(address).await.map_err(|error| failed(&error))?;
         let _ = tcp.set_nodelay(true);
-        line::limit(&tcp);
         let (socket, _) = client_async(url, tcp).await.map_err(|error| failed(&error))?;
         let open = json!({
             "MessageSchemaVersion": "1.0",

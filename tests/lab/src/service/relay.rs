@@ -6,7 +6,7 @@
 //! - A side that takes nothing is no reason to drop anything: the other side's connection is not read meanwhile (behind
 //!   64 messages and what kernels hold), so that its pings are not answered either.
 //! - It tells each side once when the other one has gone and when it has come back, and a side that was away itself
-//!   then is not told later. The agent, which is to stop sending, is told of a missing client also when it reconnects.
+//!   then is not told later. A client hears of its agent at its very beginning, too (third parties have seen that). The agent, which is to stop sending, is told of a missing client also when it reconnects.
 //! - It notices a connection's end when its TCP connection ends, never by silence.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -221,8 +221,11 @@ impl Relay {
         if others.wait_for(Option::is_some).await.is_err() {
             return;
         }
-        // What this side was told last, and under which connection.
-        let (mut told, mut under) = (true, None);
+        if side == Side::Client && own.wait_for(Option::is_some).await.is_err() {
+            return;
+        }
+        // What this side was told last, and under which connection. A client is told of its agent at its beginning.
+        let (mut told, mut under) = (side == Side::Agent, None);
         loop {
             let away = side == Side::Client && faults.borrow_and_update().agent_away;
             let there = others.borrow_and_update().is_some() && !away;
@@ -239,7 +242,8 @@ impl Relay {
                     false => MessageType::PausePublication,
                 };
                 if let Some(link) = link {
-                    let _ = link.queue.send(Outbound::Message(Message::unnumbered(kind, "").encode())).await;
+                    let message = Message::unnumbered(kind, "").encode_of_service();
+                    let _ = link.queue.send(Outbound::Message(message)).await;
                 }
             }
             tokio::select! {

@@ -182,7 +182,8 @@ impl Session {
             let content = content.clone();
             state.handle.spawn(async move {
                 let farewell = async {
-                    let message = Message::unnumbered(MessageType::ChannelClosed, content).encode();
+                    let message =
+                        Message::unnumbered(MessageType::ChannelClosed, content).encode_of_service();
                     let _ = link.queue.send(Outbound::Message(message)).await;
                     let _ = link.queue.send(Outbound::Close(1000, String::new())).await;
                 };

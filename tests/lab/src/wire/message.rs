@@ -13,6 +13,9 @@
 //! | 112 | 4 | payload type |
 //! | 116 | 4 | payload length |
 //! | 120 | n | payload |
+//!
+//! What the service makes itself (`channel_closed`, `start_publication`, `pause_publication`) has a header of 112 bytes, which is one without
+//! a payload type; its name is padded with NULs, and of the latter two neither length nor digest are to be relied on.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -25,6 +28,8 @@ use uuid::Uuid;
 pub const HEADER_LENGTH: usize = 116;
 /// Offset of the payload: the header and the payload's length.
 pub const PAYLOAD_OFFSET: usize = HEADER_LENGTH + 4;
+/// The same of messages that the service makes itself.
+const SERVICE_HEADER_LENGTH: usize = 112;
 /// Flags of messages outside the numbered streams (acknowledgements and the service's own).
 pub const FLAGS_UNNUMBERED: u64 = 3;
 /// Flag of an agent's first stream message.
@@ -56,6 +61,9 @@ impl MessageType {
         Self::StartPublication,
         Self::PausePublication,
     ];
+
+    /// Those that the service makes itself.
+    const OF_SERVICE: [Self; 3] = [Self::ChannelClosed, Self::StartPublication, Self::PausePublication];
 
     /// As written in the header and in acknowledgements.
     pub fn as_str(self) -> &'static str {
@@ -205,6 +213,41 @@ impl Message {
         Self::unnumbered(MessageType::Acknowledge, payload).encode_as(name)
     }
 
+    /// The message as it travels when the service makes it.
+    pub fn encode_of_service(&self) -> Bytes {
+        let sender = self.encode();
+        let mut out = BytesMut::with_capacity(sender.len());
+        out.put_u32(SERVICE_HEADER_LENGTH as u32);
+        let mut name = [0; 32];
+        let kind = self.kind.as_str().as_bytes();
+        name[..kind.len()].copy_from_slice(kind);
+        out.put_slice(&name);
+        out.put_slice(&sender[36..SERVICE_HEADER_LENGTH]);
+        if self.kind == MessageType::ChannelClosed {
+            out.put_u32(self.payload.len() as u32);
+        } else {
+            // The length of all of it, in the other order; and a digest of something else.
+            out.put_u32_le((SERVICE_HEADER_LENGTH + 4 + self.payload.len()) as u32);
+            out[80..SERVICE_HEADER_LENGTH].fill(0x5a);
+        }
+        out.put_slice(&self.payload);
+        out.freeze()
+    }
+
+    /// A message that the service has made: its payload is all that follows.
+    fn decode_of_service(bytes: &Bytes, kind: MessageType) -> Self {
+        Self {
+            kind,
+            schema_version: u32_at(bytes, 36),
+            created: u64_at(bytes, 40),
+            sequence: u64_at(bytes, 48).cast_signed(),
+            flags: u64_at(bytes, 56),
+            id: Uuid::from_u64_pair(u64_at(bytes, 72), u64_at(bytes, 64)),
+            payload_type: 0,
+            payload: bytes.slice(SERVICE_HEADER_LENGTH + 4..),
+        }
+    }
+
     fn encode_as(&self, kind: &str) -> Bytes {
         let mut out = BytesMut::with_capacity(PAYLOAD_OFFSET + self.payload.len());
         out.put_u32(HEADER_LENGTH as u32);
@@ -230,15 +273,24 @@ impl Message {
     /// # Errors
     /// Whatever differs from the table above.
     pub fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
-        if bytes.len() < PAYLOAD_OFFSET {
+        if bytes.len() < SERVICE_HEADER_LENGTH + 4 {
             return Err(DecodeError::Short(bytes.len()));
         }
         let header_length = u32_at(bytes, 0);
+        let name = String::from_utf8_lossy(&bytes[4..36]);
+        let name = name.trim_matches([' ', '\0']);
+        let of_service = MessageType::from_name(name).filter(|kind| MessageType::OF_SERVICE.contains(kind));
+        if let Some(kind) = of_service
+            && header_length as usize == SERVICE_HEADER_LENGTH
+        {
+            return Ok(Self::decode_of_service(bytes, kind));
+        }
+        if bytes.len() < PAYLOAD_OFFSET {
+            return Err(DecodeError::Short(bytes.len()));
+        }
         if header_length as usize != HEADER_LENGTH {
             return Err(DecodeError::HeaderLength(header_length));
         }
-        let name = String::from_utf8_lossy(&bytes[4..36]);
-        let name = name.trim_matches([' ', '\0']);
         let kind = MessageType::from_name(name).ok_or_else(|| DecodeError::Type(name.into()))?;
         let said = u32_at(bytes, HEADER_LENGTH);
         let payload = bytes.slice(PAYLOAD_OFFSET..);
@@ -381,6 +433,23 @@ mod tests {
         };
         assert_eq!(message.encode(), bytes);
         assert_eq!(Message::decode(&bytes.into()), Ok(message));
+    }
+
+    /// As third parties have seen it on the wire.
+    #[test]
+    fn what_the_service_makes_has_a_header_of_its_own() {
+        for kind in MessageType::OF_SERVICE {
+            let message = Message::unnumbered(kind, "{\"Output\":\"bye\"}");
+            let bytes = message.encode_of_service();
+            assert_eq!(bytes[..4], [0, 0, 0, 112]);
+            assert!(bytes[4..36].ends_with(&[0; 14]) && !bytes[4..36].contains(&b' '));
+            assert_eq!(&bytes[116..], &message.payload);
+            let right_length = bytes[112..116] == 16_u32.to_be_bytes();
+            assert_eq!(right_length, kind == MessageType::ChannelClosed);
+            assert_eq!(Message::decode(&bytes), Ok(message));
+        }
+        let other = Message::unnumbered(MessageType::Acknowledge, "").encode_of_service();
+        assert_eq!(Message::decode(&other), Err(DecodeError::Short(116)));
     }
 
     #[test]
