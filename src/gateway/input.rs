@@ -201,9 +201,10 @@ impl Input {
         None
     }
 
-    /// Whether there is a message that this connection has not had, or has lost.
-    pub fn has_next(&self) -> bool {
-        self.given < self.kept.len() || !self.lost.is_empty()
+    /// Whether the next message has been sent before, on this connection or an earlier one.
+    pub fn next_is_repetition(&self) -> bool {
+        let next = self.kept.iter().skip(self.given).find(|kept| !kept.acknowledged);
+        !self.lost.is_empty() || next.is_some_and(|kept| kept.sent.is_some())
     }
 
     /// The oldest message once more, if its acknowledgement is overdue.

@@ -1,9 +1,10 @@
-//! PURE. How fast stream messages go to the service.
+//! PURE. How fast stream messages that were sent before go to the service again.
 //!
 //! The service does not like more than 1000 messages a second of one side: it was seen to have the other side pause and
 //! to end the WebSocket (public record of clients that were written for it). The plugin keeps below that by itself, with a
 //! pause of 1 ms after each message; what is sent again after an interruption is up to 10 000 messages that are all there
-//! at once.
+//! at once. What is sent for the first time was paced by the plugin, and may have been held up by a link that stood still,
+//! as kernels hold it up: new connections should not wait behind it for longer than with the bare plugin.
 
 use std::time::{Duration, Instant};
 

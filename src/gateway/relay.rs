@@ -202,14 +202,18 @@ impl Relay {
         if let Some(acknowledgement) = self.acknowledgements.next(now) {
             return Some(acknowledgement);
         }
-        if !self.pacer.is_ready(now) {
+        // What has been produced a message at a time, and was only held up, may go at once.
+        let repetition = self.input.next_is_repetition();
+        if repetition && !self.pacer.is_ready(now) {
             return None;
         }
         let message = self.input.next(now).or_else(|| {
             // Nothing is overdue while acknowledgements are not read.
             if self.reads_service() { self.input.next_overdue(now) } else { None }
         })?;
-        self.pacer.sent(now);
+        if repetition {
+            self.pacer.sent(now);
+        }
         self.agent.sent(now);
         Some(message)
     }
@@ -233,12 +237,12 @@ impl Relay {
         if !self.service_is_open {
             return None;
         }
-        let paced = self.pacer.ready_at();
-        let next = paced.filter(|_| self.input.has_next());
+        let next = self.pacer.ready_at().filter(|_| self.input.next_is_repetition());
         if !self.reads_service() {
             return next;
         }
-        let overdue = self.input.overdue_at().map(|at| paced.map_or(at, |paced| at.max(paced)));
+        // While others wait to be sent again, the oldest does not overtake them.
+        let overdue = self.input.overdue_at().map(|at| next.map_or(at, |next| at.max(next)));
         let keep_alive = self.agent.keep_alive_at().filter(|_| self.takes_keep_alive());
         let silent = self.agent.silent_at().filter(|_| !self.ended);
         [next, overdue, keep_alive, silent].into_iter().flatten().min()

@@ -101,10 +101,11 @@ fn an_early_part_of_the_handshake_waits_for_its_turn() {
 #[test]
 fn what_is_sent_again_is_paced() {
     let (mut relay, mut now) = (relay(), Instant::now());
-    relay.service_closed();
     for number in 0..2000 {
         relay.plugin_sent(&stream_message(b"input_stream_data", number, message::DATA, b"x"));
+        assert!(relay.next_for_service(now).is_some(), "what the plugin has just sent is not held up");
     }
+    relay.service_closed();
     relay.service_opened();
     let began = now;
     let mut sent = 0;
