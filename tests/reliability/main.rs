@@ -1,6 +1,6 @@
 //! Every fault that the lab has, under load, in every mode: `cargo test --test reliability -- table`. Random schedules of
 //! them (`-- random`), and a day in little time (`-- soak`). `docs/reliability.md` says what is looked at, and is written
-//! by `--write`. `AUTOSSM_TEST_PLUGIN` and `AUTOSSM_TEST_PLUGIN_LINE` as for the end-to-end tests.
+//! by `--write`. `AUTOSSM_TEST_PLUGIN`, `AUTOSSM_TEST_PLUGIN_LINE` and `AUTOSSM_TEST_AGENT` as for the end-to-end tests.
 
 #![allow(
     clippy::unwrap_used,
