@@ -1,5 +1,6 @@
 //! The whole program against the lab. `AUTOSSM_TEST_PLUGIN=/path/to/session-manager-plugin` runs all of it with the
 //! stock plugin instead of the stand-in, `AUTOSSM_TEST_PLUGIN_LINE=1.2.835.0` with the stand-in of the new line.
+//! `AUTOSSM_TEST_AGENT=/path/to/worker` takes a worker of the real agent instead of the lab's own.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,6 +10,7 @@
 )]
 
 mod browser;
+mod bulk;
 mod bytes;
 mod clients;
 mod closes;

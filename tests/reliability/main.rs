@@ -1,6 +1,6 @@
 //! Every fault that the lab has, under load, in every mode: `cargo test --test reliability -- table`. Random schedules of
 //! them (`-- random`), and a day in little time (`-- soak`). `docs/reliability.md` says what is looked at, and is written
-//! by `--write`. `AUTOSSM_TEST_PLUGIN` and `AUTOSSM_TEST_PLUGIN_LINE` as for the end-to-end tests.
+//! by `--write`. `AUTOSSM_TEST_PLUGIN`, `AUTOSSM_TEST_PLUGIN_LINE` and `AUTOSSM_TEST_AGENT` as for the end-to-end tests.
 
 #![allow(
     clippy::unwrap_used,
@@ -50,6 +50,9 @@ enum What {
         /// The rows that take minutes too
         #[arg(long)]
         long: bool,
+        /// Rows with bulk transfers, or those without: the former need a machine of their own
+        #[arg(long, value_name = "WITH")]
+        transfers: Option<bool>,
     },
     /// Random faults, one after another and at once
     Random {
@@ -76,7 +79,10 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Runtime::new().expect("threads");
     let well = runtime.block_on(async {
         match what {
-            What::Table { only, long } => table::run(&program, &only, long, jobs, write).await,
+            What::Table { only, long, transfers } => {
+                let chosen = table::Chosen { only, long, transfers };
+                table::run(&program, &chosen, jobs, write).await
+            }
             What::Random { seed, count } => {
                 random::run(&program, seed.unwrap_or_else(|| rand::random::<u32>().into()), count, jobs).await
             }

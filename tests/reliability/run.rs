@@ -395,7 +395,8 @@ impl Figures {
                     let held = times_out && transfer.took >= HOLD - Duration::from_millis(100);
                     !held && !done.is_without_destination(transfer.at, transfer.at + transfer.took)
                 }
-                End::Wrong(_) | End::Stuck => true,
+                End::Wrong(_) => true,
+                End::Stuck => !stalled,
             };
             breach(wrong, transfer.to_string());
         }
@@ -403,7 +404,7 @@ impl Figures {
         for direction in plan.bulk.map_or(&[][..], |(_, directions)| directions.all()) {
             let mut of_it = seen.transfers.iter().filter(|one| one.direction == *direction);
             let none = !of_it.any(|one| one.end == End::Complete);
-            breach(none, format!("no {direction} has completed"));
+            breach(none && !stalled, format!("no {direction} has completed"));
         }
         breach(
             self.recovery > recovery && !stalled,

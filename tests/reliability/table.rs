@@ -40,6 +40,24 @@ pub struct Row {
     bulk: Option<(usize, Directions)>,
 }
 
+/// Which rows to run.
+pub struct Chosen {
+    /// With this in their names.
+    pub only: String,
+    /// Those that take minutes, too.
+    pub long: bool,
+    /// With transfers, without, or both.
+    pub transfers: Option<bool>,
+}
+
+impl Chosen {
+    fn has(&self, row: &Row) -> bool {
+        row.name.contains(&self.only)
+            && (self.long || !row.long)
+            && self.transfers.is_none_or(|with| with == row.has_transfers())
+    }
+}
+
 /// One row's figures on the four tunnels.
 pub type Results = [Option<Figures>; TUNNELS.len()];
 
@@ -163,7 +181,8 @@ pub fn rows() -> Vec<Row> {
 fn life() -> Vec<Row> {
     let pause = |milliseconds| Step::Pause(Duration::from_millis(milliseconds));
     vec![
-        // In observe mode the plugin resumes by itself, and dies of what it was just about to send: it is chance whether.
+        // In observe mode the plugin resumes by itself, and dies of what it was just about to send: it is chance whether. Data channels
+        // that last for less than 2.5 s would be followed by pauses.
         row(
             "data channels closed ten times, 3 s apart",
             [Step::Close, pause(3000)],
@@ -327,6 +346,8 @@ fn transfers() -> Vec<Row> {
 }
 
 fn transfers_of(direction: Direction) -> Vec<Row> {
+    const ACKNOWLEDGES_ONCE: &str =
+        "the plugin acknowledges nothing twice: one lost acknowledgement stalls it";
     let lasts = |fault: Fault, time| [Step::Begin(fault, seconds(time)), Step::Over];
     // Nothing is lost: all goes on where it was. Those that waited out `hold` are sent away.
     let frozen = |time: u64| {
@@ -341,7 +362,7 @@ fn transfers_of(direction: Direction) -> Vec<Row> {
         let fault = Fault::LostMessages(Loss::of(1.0));
         row(format!("everything lost for {time} s"), lasts(fault, time), hold, hold)
             .with(direction)
-            .not_in_observe("the plugin acknowledges nothing twice: one lost acknowledgement stalls it")
+            .not_in_observe(ACKNOWLEDGES_ONCE)
     };
     vec![
         row(
@@ -352,9 +373,7 @@ fn transfers_of(direction: Direction) -> Vec<Row> {
         )
         .repeated(10)
         .with(direction)
-        .not_in_observe(
-            "the plugin acknowledges nothing twice: a lost acknowledgement and a lost message stall it",
-        ),
+        .not_in_observe(ACKNOWLEDGES_ONCE),
         frozen(20),
         frozen(30),
         frozen(40),
@@ -479,14 +498,13 @@ fn api(call: Call, kind: ApiFault) -> Row {
     }
 }
 
-/// Runs all rows, or those with `only` in their name. Returns whether every invariant has held.
-pub async fn run(program: &Path, only: &str, long: bool, jobs: usize, write: bool) -> bool {
+/// Runs the rows that are chosen. Returns whether every invariant has held.
+pub async fn run(program: &Path, chosen: &Chosen, jobs: usize, write: bool) -> bool {
     let began = Instant::now();
     let rows = rows();
     let missing = step::missing(rows.iter().flat_map(|row| &row.steps));
     assert!(missing.is_empty(), "faults of the lab without a row: {missing:?}");
-    let rows: Vec<Row> =
-        rows.into_iter().filter(|row| row.name.contains(only) && (long || !row.long)).collect();
+    let rows: Vec<Row> = rows.into_iter().filter(|row| chosen.has(row)).collect();
     let mut plans = Vec::new();
     for (number, row) in rows.iter().enumerate() {
         for (column, (mode, sessions)) in TUNNELS.into_iter().enumerate() {

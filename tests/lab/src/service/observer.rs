@@ -48,7 +48,7 @@ impl Observer {
     }
 
     /// Takes note of a client's message. Whether it has data that has not passed before.
-    pub fn observe_client(&mut self, message: &Message) -> bool {
+    pub fn client_said(&mut self, message: &Message) -> bool {
         if message.kind == MessageType::Acknowledge {
             self.acknowledged(message);
             return false;
@@ -81,7 +81,7 @@ impl Observer {
     }
 
     /// Takes note of an agent's message. Whether it has data that has not passed before.
-    pub fn observe_agent(&mut self, encoded: &Bytes) -> bool {
+    pub fn agent_said(&mut self, encoded: &Bytes) -> bool {
         let message = match Message::decode(encoded) {
             Ok(message) => message,
             Err(error) => {

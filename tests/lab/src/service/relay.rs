@@ -149,7 +149,7 @@ impl Relay {
                 _ => self.state.loses(|loss| loss.input),
             };
         if !lost {
-            self.observe(|observer| observer.observe_client(message));
+            self.observe(|observer| observer.client_said(message));
             self.pass(Side::Agent, encoded).await;
         }
     }
@@ -178,7 +178,7 @@ impl Relay {
         if header.payload_type == payload::HANDSHAKE_COMPLETE {
             self.shaken.store(true, Ordering::Release);
         }
-        self.observe(|observer| observer.observe_agent(&encoded));
+        self.observe(|observer| observer.agent_said(&encoded));
         if !lost {
             self.pass(Side::Client, encoded).await;
         }
