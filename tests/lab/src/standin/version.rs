@@ -56,16 +56,22 @@ pub fn chosen(variable: Option<String>, program: &str) -> String {
     variable.unwrap_or_else(|| name.strip_prefix(PROGRAM).unwrap_or(OLD_LINE).to_owned())
 }
 
-/// The stand-in `program` under a name by which it is this version.
+/// The stand-in `program` under a name by which it is this version. A name that leads elsewhere, as in a folder that was copied,
+/// is made again.
 ///
 /// # Errors
 /// The name cannot be made beside the program.
 pub fn named(program: &Path, version: &str) -> io::Result<PathBuf> {
     let path = program.with_file_name(format!("{PROGRAM}{version}"));
-    match symlink(program, &path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(path),
+    let target = Path::new(program.file_name().unwrap_or_default());
+    if path.read_link().is_ok_and(|leads| leads == target) {
+        return Ok(path);
     }
+    // Others may do the same at the same time.
+    let made = path.with_extension(format!("{}.new", uuid::Uuid::new_v4()));
+    symlink(target, &made)?;
+    std::fs::rename(made, &path)?;
+    Ok(path)
 }
 
 #[cfg(test)]
@@ -98,14 +104,16 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_made_once_and_found_again() {
+    fn a_name_leads_to_the_program_beside_it() {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("standin-plugin");
+        let path = folder.path().join("standin-plugin-1.2.835.0");
         std::fs::write(&program, "a program").unwrap();
+        symlink("/elsewhere/standin-plugin", &path).unwrap();
         for _ in 0..2 {
-            let path = named(&program, NEW_LINE).unwrap();
-            assert_eq!(path, folder.path().join("standin-plugin-1.2.835.0"));
-            assert_eq!(std::fs::read_to_string(path).unwrap(), "a program");
+            assert_eq!(named(&program, NEW_LINE).unwrap(), path);
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), "a program");
         }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 }
