@@ -1,5 +1,5 @@
 //! Transfers of many bytes beside new connections, while the link stands still, messages are lost, data channels are closed, an agent is gone.
-//! The long forms of it, and both modes of the gateway, are in the table of `tests/reliability`.
+//! The long forms of it, and both modes of the gateway, are in the table of `tests/reliability`. `cargo test --test e2e bulk:: -- --ignored --test-threads 2`.
 
 use std::time::{Duration, SystemTime};
 
@@ -132,11 +132,13 @@ async fn after_a_freeze_all_goes_on(direction: Direction) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures waits beside transfers: needs the machine for itself"]
 async fn after_a_freeze_a_download_goes_on_and_nobody_waits() {
     after_a_freeze_all_goes_on(Direction::Download).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures waits beside transfers: needs the machine for itself"]
 async fn after_a_freeze_an_upload_goes_on_and_nobody_waits() {
     after_a_freeze_all_goes_on(Direction::Upload).await;
 }
@@ -144,6 +146,7 @@ async fn after_a_freeze_an_upload_goes_on_and_nobody_waits() {
 /// A third of a second of the agent's messages, which it sends again for half a minute: beside that nobody waits, and the transfer completes
 /// when they are there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures waits beside transfers: needs the machine for itself"]
 async fn beside_a_repair_new_clients_have_another_session() {
     let bulk = transfers(3, Directions::Only(Direction::Download));
     let outcome = under("0.3 s lost under downloads", "failover_after = \"1s\"", bulk, async |lab, _| {
@@ -157,6 +160,7 @@ async fn beside_a_repair_new_clients_have_another_session() {
 
 /// The same of the client's messages, which the daemon has itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures waits beside transfers: needs the machine for itself"]
 async fn an_upload_is_repaired() {
     let bulk = transfers(3, Directions::Only(Direction::Upload));
     let outcome = under("0.3 s lost under uploads", "failover_after = \"1s\"", bulk, async |lab, _| {
@@ -169,6 +173,7 @@ async fn an_upload_is_repaired() {
 
 /// The hourly close, as often as it may come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures waits beside transfers: needs the machine for itself"]
 async fn transfers_survive_closes_of_either_side() {
     let bulk = transfers(4, Directions::Both);
     let outcome = under("closes under transfers", "", bulk, async |lab, daemon| {
@@ -203,11 +208,13 @@ async fn an_agent_that_is_gone_takes_no_clients(sessions: u64, wait: Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures waits beside transfers: needs the machine for itself"]
 async fn an_agent_that_is_gone_is_replaced() {
     an_agent_that_is_gone_takes_no_clients(1, FAILOVER + BEGINNING).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures waits beside transfers: needs the machine for itself"]
 async fn of_two_agents_the_other_serves_at_once() {
     an_agent_that_is_gone_takes_no_clients(2, Duration::from_secs(1)).await;
 }
