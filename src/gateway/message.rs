@@ -352,7 +352,11 @@ pub fn closing_reason(payload: &[u8]) -> String {
         output: String,
     }
     match serde_json::from_slice::<Closed>(payload) {
-        Ok(closed) if !closed.output.is_empty() => plain(&closed.output),
+        Ok(closed) if !closed.output.is_empty() => {
+            // The agent puts a headline before its own errors.
+            let output = closed.output.trim_start();
+            plain(output.strip_prefix("----------ERROR-------").unwrap_or(output).trim_start())
+        }
         _ => "closed by the service without a reason".to_owned(),
     }
 }

@@ -208,7 +208,8 @@ async fn all() -> Vec<Broken> {
         let lab = lab().await;
         lab.set(Fault::AgentAway);
         let daemon = start(&lab, "");
-        let says = "the target's SSM agent does not answer in the session: Handshake timed out";
+        // The agent puts a line of dashes before it.
+        let says = "Encountered error while initiating handshake";
         let failing = &[("daemon", "the target's SSM agent does not answer in the session")];
         Broken { row: "agent away", lab, daemon, cause: "agent", says, code: 1, failing }
     });

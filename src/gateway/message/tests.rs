@@ -114,6 +114,8 @@ fn messages_that_the_service_makes_itself_are_read_as_they_come() {
 #[test]
 fn reasons_for_closing() {
     assert_eq!(closing_reason(br#"{"SessionId":"s","Output":"timed out"}"#), "timed out");
+    let failed = br#"{"Output":"\n----------ERROR-------\nHandshake timed out."}"#;
+    assert_eq!(closing_reason(failed), "Handshake timed out.");
     for nothing in [&br#"{"Output":""}"#[..], b"{}", b"garbage"] {
         assert_eq!(closing_reason(nothing), "closed by the service without a reason");
     }
