@@ -62,12 +62,18 @@ enum What {
         /// So many schedules, from SEED on
         #[arg(long, default_value_t = 1)]
         count: u64,
+        /// With transfers, and with faults of the agents' side and frozen links among them
+        #[arg(long)]
+        agents: bool,
     },
     /// 24 hours of a tunnel's life, compressed
     Soak {
         /// Into this time
         #[arg(long, default_value_t = 60)]
         seconds: u64,
+        /// With transfers, and with faults of the agents' side and a frozen link in its second half
+        #[arg(long)]
+        agents: bool,
     },
 }
 
@@ -83,10 +89,17 @@ fn main() -> ExitCode {
                 let chosen = table::Chosen { only, long, transfers };
                 table::run(&program, &chosen, jobs, write).await
             }
-            What::Random { seed, count } => {
-                random::run(&program, seed.unwrap_or_else(|| rand::random::<u32>().into()), count, jobs).await
+            What::Random { seed, count, agents } => {
+                random::run(
+                    &program,
+                    seed.unwrap_or_else(|| rand::random::<u32>().into()),
+                    count,
+                    agents,
+                    jobs,
+                )
+                .await
             }
-            What::Soak { seconds } => soak::run(&program, seconds, write).await,
+            What::Soak { seconds, agents } => soak::run(&program, seconds, agents, write).await,
         }
     });
     // A client that is still waiting must not keep the process.

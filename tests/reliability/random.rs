@@ -34,9 +34,9 @@ const AGENT_REFUSED: Duration = Duration::from_secs(3);
 const ALL_LOST: Duration = Duration::from_secs(1);
 
 /// Runs `count` schedules, from that of `seed` on. Returns whether every invariant has held.
-pub async fn run(program: &Path, seed: u64, count: u64, jobs: usize) -> bool {
+pub async fn run(program: &Path, seed: u64, count: u64, agents: bool, jobs: usize) -> bool {
     let runs = stream::iter(seed..seed + count).map(async |seed| {
-        let plan = Arc::new(plan(program, seed));
+        let plan = Arc::new(plan(program, seed, agents));
         let schedule: Vec<_> = plan.steps.iter().map(ToString::to_string).collect();
         let encrypted = if plan.encrypted { " encrypted" } else { "" };
         println!(
@@ -52,12 +52,12 @@ pub async fn run(program: &Path, seed: u64, count: u64, jobs: usize) -> bool {
     results.iter().all(|figures| figures.breaches.is_empty())
 }
 
-fn plan(program: &Path, seed: u64) -> Plan {
+fn plan(program: &Path, seed: u64, agents: bool) -> Plan {
     let mut dice = StdRng::seed_from_u64(seed);
     let mode = *[Mode::Hold, Mode::Hold, Mode::Observe].choose(&mut dice).unwrap();
     let mut steps = Vec::new();
     for _ in 0..dice.random_range(4..=9) {
-        steps.push(step(&mut dice, mode));
+        steps.push(step(&mut dice, mode, agents));
         // Mostly shorter than what was begun, so that faults overlap.
         steps.push(Step::Pause(Duration::from_millis(dice.random_range(0..4000))));
     }
@@ -70,7 +70,7 @@ fn plan(program: &Path, seed: u64) -> Plan {
         rate: dice.random_range(5..=20),
         // In observe mode the plugin calls KMS itself, where the lab is not.
         encrypted: mode == Mode::Hold && dice.random_bool(0.3),
-        bulk: dice.random_bool(0.4).then_some((TRANSFER, Directions::Both)),
+        bulk: (agents && dice.random_bool(0.4)).then_some((TRANSFER, Directions::Both)),
         bound: Bound {
             wait: HOLD + WAIT,
             recovery: RECOVERY,
@@ -100,11 +100,11 @@ fn costs(step: &Step) -> (usize, u64) {
     }
 }
 
-fn step(dice: &mut StdRng, mode: Mode) -> Step {
+fn step(dice: &mut StdRng, mode: Mode, agents: bool) -> Step {
     let time = Duration::from_millis(dice.random_range(300..LONGEST.as_millis() as u64));
     let begin = |fault| Step::Begin(fault, time);
     let share = dice.random_range(0.0..0.1);
-    match dice.random_range(0..31) {
+    match dice.random_range(0..if agents { 31 } else { 24 }) {
         0..=3 => Step::Close,
         4 | 5 => Step::Abort,
         6 => Step::Terminate,

@@ -110,10 +110,10 @@ struct Day {
 }
 
 /// Lives a day in so many seconds. Returns whether every invariant has held.
-pub async fn run(program: &Path, seconds: u64, write: bool) -> bool {
+pub async fn run(program: &Path, seconds: u64, agents: bool, write: bool) -> bool {
     let hour = Duration::from_secs(seconds) / HOURS;
     let [one, two] = &FORMS;
-    let (one, two) = tokio::join!(day(program, hour, one), day(program, hour, two));
+    let (one, two) = tokio::join!(day(program, hour, one, agents), day(program, hour, two, agents));
     let days = [one, two];
     // What matters most comes last: of a long output people keep the end.
     for day in days.iter().filter(|day| !day.breaches.is_empty()) {
@@ -143,7 +143,7 @@ async fn reload(daemon: &Daemon, times: usize, from: &str, to: &str) {
     daemon.event_times("reloaded", times).await;
 }
 
-async fn day(program: &Path, hour: Duration, form: &'static Form) -> Day {
+async fn day(program: &Path, hour: Duration, form: &'static Form, agents: bool) -> Day {
     let fault_lasts = (hour / 5).min(LONGEST_FAULT);
     // Preferences have whole minutes: of a shorter maximum they would say that there is none. It is learned then from the first end.
     let documents_are_readable = hour * MAXIMUM_LIFE >= Duration::from_secs(60);
@@ -172,13 +172,13 @@ async fn day(program: &Path, hour: Duration, form: &'static Form) -> Day {
         } else if loads.is_empty() && !IDLE.contains(&number) {
             loads.extend((0..LOADS).map(|number| {
                 // One of them has transfers, too.
-                let bulk = (number == 0).then_some(BULK);
+                let bulk = (agents && number == 0).then_some(BULK);
                 Load::with(daemon.address, Manner { bulk, ..Manner::small(RATE) })
             }));
         }
         Step::Close.perform(&lab, &daemon, &mut done).await;
         sleep_until(begins + hour * 2 / 5).await;
-        for step in fault(number, fault_lasts) {
+        for step in fault(number, fault_lasts, agents) {
             entitled += usize::from(cuts(&step) && !loads.is_empty());
             step.perform(&lab, &daemon, &mut done).await;
         }
@@ -257,7 +257,7 @@ async fn day(program: &Path, hour: Duration, form: &'static Form) -> Day {
         ),
     );
     breach(!wrong.is_empty(), format!("transfers: {}", wrong.join("; ")));
-    breach(complete == 0, "no transfer has completed".into());
+    breach(agents && complete == 0, "no transfer has completed".into());
     breach(aged == 0, "no session ever reached the account's maximum".into());
     // One is the refused destination's.
     breach(rotated < 2, format!("{rotated} sessions were replaced before their time"));
@@ -311,9 +311,12 @@ impl Sample {
 }
 
 /// What goes wrong in this hour, for at most this time.
-fn fault(hour: u32, time: Duration) -> Vec<Step> {
+fn fault(hour: u32, time: Duration, agents: bool) -> Vec<Step> {
     let begin = |fault| Step::Begin(fault, time);
     // The second half of the day is the first one's, but for what happens to agents, and to bytes under way.
+    if !agents {
+        return first_half(hour % 12, time);
+    }
     match hour {
         14 => vec![begin(Fault::Freeze)],
         15 => vec![Step::CloseAgents],
